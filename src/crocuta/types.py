@@ -8,20 +8,18 @@
 | g      | filter groups                | k      | taps of a finite filter       |
 | i      | width inside an MLP          | e      | positional features           |
 
-A trailing axis of size 2 holds (real, imaginary) or, for log-poles, (log modulus, angle). No complex tensor is
-ever a parameter or part of a state. A shape in an annotation is logical; the memory order is free unless the
+A trailing axis ``*z`` is (real, imaginary) or, for log-poles, (log modulus, angle); real modes lack it. No complex
+tensor is ever a parameter or part of a state. A shape in an annotation is logical; the memory order is free unless the
 docstring says otherwise.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from jaxtyping import Float, Int
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    Hidden: TypeAlias = Float[Tensor, "b l d"]
-    Logits: TypeAlias = Float[Tensor, "b l v"]
-    TokenIds: TypeAlias = Int[Tensor, "b l"]
+Hidden: TypeAlias = Float[Tensor, "b l d"]
+Logits: TypeAlias = Float[Tensor, "b l v"]
+TokenIds: TypeAlias = Int[Tensor, "b l"]

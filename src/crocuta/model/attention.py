@@ -1,0 +1,112 @@
+"""The attention mixer: grouped queries, rotary positions, keys and values of earlier tokens."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from crocuta.config import AttentionConfig, RopeConfig
+from crocuta.errors import StateError
+from crocuta.model.mixer import Mixer
+from crocuta.model.precision import Float32Module
+from crocuta.model.state import AttentionState, State, check_room
+from crocuta.ops.attention import causal_attention
+from crocuta.ops.rope import inverse_frequencies, rotate, rotation
+from crocuta.types import Hidden
+
+
+class AttentionMixer(Mixer):
+    """softmax(q kᵀ/√c) v per head; the rows of ``qkv`` are [q heads | k heads | v heads]."""
+
+    def __init__(self, config: AttentionConfig, channels: int) -> None:
+        super().__init__()
+        self.heads = config.num_heads
+        self.kv_heads = config.num_kv_heads or config.num_heads
+        self.head_size = channels // config.num_heads
+        self.qkv = nn.Linear(
+            channels, (self.heads + 2 * self.kv_heads) * self.head_size, bias=config.qkv_bias
+        )
+        self.rope = None if config.rope is None else Rope(config.rope, self.head_size)
+        self.output = nn.Linear(channels, channels, bias=config.output_bias)
+
+    def forward(self, x: Hidden) -> Hidden:
+        q, k, v = self._heads(x, torch.zeros(1, dtype=torch.int64))
+        return self.output(causal_attention(q, k, v, None).flatten(2))
+
+    def init_state(
+        self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype
+    ) -> AttentionState:
+        if max_length is None:
+            raise StateError(
+                "an attention layer needs to know how many tokens to make room for",
+                given="max_length=None",
+                expected="a number",
+                fix="pass max_length",
+            )
+        shape = (batch, max_length, self.kv_heads, self.head_size)
+        keys, values = (
+            torch.zeros(shape, device=device, dtype=dtype),
+            torch.zeros(shape, device=device, dtype=dtype),
+        )
+        return AttentionState(keys, values, torch.zeros(batch, dtype=torch.int64))
+
+    def extend(self, x: Hidden, state: State, lengths: Tensor | None = None) -> Hidden:
+        assert isinstance(state, AttentionState)
+        b, l, _ = x.shape
+        starts = state.lengths
+        added = torch.full((b,), l) if lengths is None else lengths.cpu()
+        check_room(starts, added, state.keys.shape[1], "attention")
+        q, k, v = self._heads(x, starts)
+        aligned = bool((starts == starts[0]).all())
+        self._remember(state, k, v, aligned and lengths is None)
+        state.lengths = starts + added
+        if aligned and int(starts[0]) == 0:
+            return self.output(causal_attention(q, k, v, None).flatten(2))
+        end = int(state.lengths.max())
+        alone = aligned and l == 1 and lengths is None  # every query sees every key: no mask
+        keys, values = state.keys[:, :end].to(q.dtype), state.values[:, :end].to(q.dtype)
+        return self.output(
+            causal_attention(q, keys, values, None if alone and end == 1 else starts).flatten(2)
+        )
+
+    def _heads(self, x: Hidden, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sizes = [self.heads * self.head_size, self.kv_heads * self.head_size, self.kv_heads * self.head_size]
+        q, k, v = (part.unflatten(-1, (-1, self.head_size)) for part in self.qkv(x).split(sizes, dim=-1))
+        if self.rope is None:
+            return q, k, v
+        tables = self.rope(starts[:1] if bool((starts == starts[0]).all()) else starts, x.shape[1])
+        return rotate(q, *tables), rotate(k, *tables), v
+
+    @staticmethod
+    def _remember(state: AttentionState, k: Tensor, v: Tensor, whole: bool) -> None:
+        l, starts = k.shape[1], state.lengths.tolist()
+        if whole:
+            state.keys[:, starts[0] : starts[0] + l] = k
+            state.values[:, starts[0] : starts[0] + l] = v
+            return
+        for row, start in enumerate(
+            starts
+        ):  # what lies past a row's own length is masked, so padding may be written
+            end = min(start + l, state.keys.shape[1])
+            state.keys[row, start:end] = k[row, : end - start]
+            state.values[row, start:end] = v[row, : end - start]
+
+
+class Rope(Float32Module):
+    """Angles of the rotary embedding; ``inverse`` is a stored tensor only where the checkpoint gives one."""
+
+    def __init__(self, config: RopeConfig, head_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.head_size = head_size
+        self.register_buffer("inverse", torch.empty(head_size // 2) if config.stored else None)
+
+    def forward(
+        self, starts: Tensor, length: int
+    ) -> tuple[Float[Tensor, "b l 1 c"], Float[Tensor, "b l 1 c"]]:
+        inverse = (
+            inverse_frequencies(self.head_size, self.config.base) if self.inverse is None else self.inverse
+        )
+        positions = (starts[:, None] + torch.arange(length)).to(torch.float64) / self.config.scale
+        return rotation(positions.to(inverse.dtype), inverse, inverse.dtype)

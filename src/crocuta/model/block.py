@@ -1,0 +1,71 @@
+"""One block: a mixer along length and an MLP along channels, each with its norm and residual."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crocuta.config import (
+    AttentionConfig,
+    BlockConfig,
+    GatedMLPConfig,
+    HyenaConfig,
+    MixerConfig,
+    MLPConfig,
+    PlainMLPConfig,
+)
+from crocuta.model.attention import AttentionMixer
+from crocuta.model.hyena import HyenaMixer
+from crocuta.model.mixer import Mixer
+from crocuta.model.mlp import GatedMLP, PlainMLP
+from crocuta.model.norm import build_norm
+from crocuta.model.state import State
+from crocuta.types import Hidden
+
+
+class Block(nn.Module):
+    """x = x + mixer(pre_norm(x)); x = x + mlp(post_norm(x))."""
+
+    def __init__(self, config: BlockConfig, channels: int) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.pre_norm = build_norm(config.norm, channels)
+        self.mixer = build_mixer(config.mixer, channels)
+        self.post_norm = None if config.mlp is None else build_norm(config.norm, channels)
+        self.mlp = None if config.mlp is None else build_mlp(config.mlp, channels)
+
+    def forward(self, x: Hidden) -> Hidden:
+        return self._residual(x, self.mixer(self.pre_norm(x)))
+
+    def init_state(
+        self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype
+    ) -> State:
+        return self.mixer.init_state(batch, max_length, device=device, dtype=dtype)
+
+    def extend(self, x: Hidden, state: State, lengths: Tensor | None = None) -> Hidden:
+        return self._residual(x, self.mixer.extend(self.pre_norm(x), state, lengths))
+
+    def _residual(self, x: Hidden, mixed: Hidden) -> Hidden:
+        x = x + F.dropout(mixed, self.dropout, self.training)
+        if self.mlp is None or self.post_norm is None:
+            return x
+        return x + F.dropout(self.mlp(self.post_norm(x)), self.dropout, self.training)
+
+
+def build_mixer(config: MixerConfig, channels: int) -> Mixer:
+    """The mixer module of a configuration."""
+    match config:
+        case HyenaConfig():
+            return HyenaMixer(config, channels)
+        case AttentionConfig():
+            return AttentionMixer(config, channels)
+
+
+def build_mlp(config: MLPConfig, channels: int) -> GatedMLP | PlainMLP:
+    """The MLP module of a configuration."""
+    match config:
+        case GatedMLPConfig():
+            return GatedMLP(config, channels)
+        case PlainMLPConfig():
+            return PlainMLP(config, channels)

@@ -1,0 +1,289 @@
+"""Filters: what makes the kernel of a long convolution, and how each kind carries its past.
+
+    explicit taps  ->  a Toeplitz product          state: the last k - 1 inputs
+    modal          ->  chunked recurrence          state: n modes a channel
+    implicit MLP   ->  FFT                         state: all earlier inputs (no recurrence exists)
+
+Every parameter here stays in float32 (``Float32Module``).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from crocuta.config import (
+    ComplexModalFilterConfig,
+    ExplicitFilterConfig,
+    ImplicitFilterConfig,
+    RealModalFilterConfig,
+)
+from crocuta.errors import InputError
+from crocuta.model.precision import Float32Module, Memo
+from crocuta.model.state import FIRState, HistoryState, ModalState, State, check_room
+from crocuta.ops import modal
+from crocuta.ops.dispatch import Case, choose
+from crocuta.ops.fft_conv import fft_convolution, filter_spectrum
+from crocuta.ops.fir import fir, next_tail
+from crocuta.types import Hidden
+
+
+class Filter(Float32Module):
+    """A bank of filters over channels, convolved causally with u [b l d]; ``skip`` [d] adds D · u."""
+
+    @abstractmethod
+    def taps(self, length: int) -> Float[Tensor, "g k"]:
+        """The first taps of the kernel, at most ``length``; tap 0 multiplies the current input."""
+
+    @abstractmethod
+    def convolve(self, u: Hidden, skip: Tensor | None) -> Hidden:
+        """The whole convolution of sequences that start here."""
+
+    @abstractmethod
+    def init_state(
+        self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype
+    ) -> State:
+        """The state before the first input."""
+
+    @abstractmethod
+    def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
+        """The convolution continued from ``state``, which is updated; a row's inputs past ``lengths[row]`` are padding."""
+
+
+class ExplicitFilter(Filter):
+    """Learned taps [g k], under a fixed envelope where the configuration asks for one."""
+
+    def __init__(self, config: ExplicitFilterConfig, channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.channels = channels
+        self.weight = nn.Parameter(torch.empty(config.groups or channels, config.taps))
+
+    def taps(self, length: int) -> Float[Tensor, "g k"]:
+        decay = self.config.decay
+        taps = self.weight[:, :length]
+        if decay is None:
+            return taps
+        rates = torch.logspace(
+            *(math.log10(r) for r in decay.rates), len(taps), device=taps.device, dtype=taps.dtype
+        )
+        t = torch.arange(taps.shape[1], device=taps.device, dtype=taps.dtype) / max(1, decay.horizon - 1)
+        return taps * torch.exp(-rates[:, None] * t)
+
+    def convolve(self, u: Hidden, skip: Tensor | None) -> Hidden:
+        return self._run(u, skip, None)
+
+    def init_state(
+        self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype
+    ) -> FIRState:
+        return FIRState(torch.zeros(batch, self.config.taps - 1, self.channels, device=device, dtype=dtype))
+
+    def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
+        assert isinstance(state, FIRState)
+        y = self._run(u, skip, state.tail)
+        state.tail = next_tail(u, state.tail, lengths)
+        return y
+
+    def _run(self, u: Hidden, skip: Tensor | None, tail: Tensor | None) -> Hidden:
+        taps = self.taps(self.config.taps)
+        match choose(Case(op="fir", length=u.shape[1], taps=taps.shape[1])).name:
+            case "toeplitz":
+                y = fir(u, taps, None, tail)
+                return y if skip is None else y + skip.to(u.dtype) * u
+            case _:
+                return fft_convolution(u, taps, skip, tail)
+
+
+class ModalFilter(Filter):
+    """h[t] = Re Σ R p^t with complex or real poles; "stable" ones are |p| < 1 by parametrisation.
+
+    Stable: log|p| = -exp(log_decay), with the angle of a complex pole free. Raw: ``poles`` [g n 2] (re, im), or
+    ``log_poles`` [g n], as published files store them.
+    """
+
+    def __init__(self, config: ComplexModalFilterConfig | RealModalFilterConfig, channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.channels = channels
+        self.is_complex = isinstance(config, ComplexModalFilterConfig)
+        shape = (config.groups or channels, config.modes)
+        pair = (*shape, 2) if self.is_complex else shape
+        stable = config.poles == "stable"
+        self.log_decay = nn.Parameter(torch.empty(shape)) if stable else None
+        self.angle = nn.Parameter(torch.empty(shape)) if stable and self.is_complex else None
+        self.poles = nn.Parameter(torch.empty(pair)) if not stable and self.is_complex else None
+        self.log_poles = nn.Parameter(torch.empty(shape)) if not stable and not self.is_complex else None
+        self.residues = nn.Parameter(torch.empty(pair))
+        self._memo = Memo()
+
+    def logs(self) -> Float[Tensor, "g n *z"]:
+        """The log-poles: (log modulus, angle), or the real log."""
+        if self.poles is not None:
+            re, im = self.poles.unbind(-1)
+            tiny = torch.finfo(re.dtype).tiny
+            return torch.stack(
+                [0.5 * torch.log((re * re + im * im).clamp(min=tiny)), torch.atan2(im, re)], dim=-1
+            )
+        if self.log_poles is not None:
+            return self.log_poles
+        assert self.log_decay is not None
+        decay = -torch.exp(self.log_decay)
+        return decay if self.angle is None else torch.stack([decay, self.angle], dim=-1)
+
+    def taps(self, length: int) -> Float[Tensor, "g k"]:
+        return modal.modal_taps(self.logs(), self.residues, length)
+
+    def convolve(self, u: Hidden, skip: Tensor | None) -> Hidden:
+        return self._run(u, skip, None)[0]
+
+    def init_state(
+        self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype
+    ) -> ModalState:
+        pair = (2,) if self.is_complex else ()
+        wide = torch.promote_types(dtype, torch.float32)
+        return ModalState(
+            torch.zeros(batch, self.channels, self.config.modes, *pair, device=device, dtype=wide)
+        )
+
+    def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
+        assert isinstance(state, ModalState)
+        y, last = self._run(u, skip, state.modes)
+        if lengths is not None:
+            last = modal.modal_final_state(u, self._tables(), self.logs(), state.modes, lengths)
+        state.modes = last
+        return y
+
+    def _run(self, u: Hidden, skip: Tensor | None, modes: Tensor | None) -> tuple[Hidden, Tensor]:
+        match choose(Case(op="modal", length=u.shape[1])).name:
+            case "recurrent":
+                poles, residues = self._memo.get("step", list(self.parameters()), self._step_constants)
+                return modal.recurrent(u, poles, residues, skip, modes)
+            case _:
+                return modal.chunked(u, self._tables(), skip, modes)
+
+    def _tables(self) -> modal.ModalTables:
+        return self._memo.get(
+            "tables", list(self.parameters()), lambda: modal.modal_tables(self.logs(), self.residues)
+        )
+
+    def _step_constants(self) -> tuple[Tensor, Tensor]:
+        return modal.modal_step_constants(self.logs(), self.residues, self.channels)
+
+
+class ImplicitFilter(Filter):
+    """Taps from a sine MLP over positional features, times exp(-t|δ|) + shift (Hyena §3.3; HyenaDNA).
+
+    t runs from 0 to 1 over ``max_length``, whatever the current length, so taps never depend on it.
+    """
+
+    def __init__(self, config: ImplicitFilterConfig, channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.channels = channels
+        widths = [config.features] + [config.width] * (config.inner_layers + 1)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:]))
+        self.output = nn.Linear(config.width, channels, bias=False)
+        self.frequency = nn.Parameter(torch.empty(config.width))
+        trained = config.train_features
+        self.features = nn.Parameter(torch.empty(config.max_length, config.features)) if trained else None
+        self._memo = Memo()
+
+    def taps(self, length: int) -> Float[Tensor, "g k"]:
+        if length > self.config.max_length:
+            raise InputError(
+                "the sequence is longer than the implicit filter is defined for",
+                given=f"{length} tokens",
+                expected=f"at most {self.config.max_length}",
+                fix="build the model with a larger filter max_length",
+            )
+        return self._memo.get("taps", list(self.parameters()), lambda: self._make_taps(length), length)
+
+    def _make_taps(self, length: int) -> Float[Tensor, "g k"]:
+        with torch.autocast(self.frequency.device.type, enabled=False):
+            x = (
+                positional_features(self.config, length, self.frequency)
+                if self.features is None
+                else self.features[:length]
+            )
+            for layer in self.layers:
+                x = torch.sin(self.frequency * layer(x))
+            return (
+                (self.output(x) * window(self.config, length, self.channels, self.frequency)).t().contiguous()
+            )
+
+    def convolve(self, u: Hidden, skip: Tensor | None) -> Hidden:
+        taps = self.taps(u.shape[1])
+        spectrum = None
+        if not torch.is_grad_enabled():
+            spectrum = self._memo.get(
+                "spectrum", list(self.parameters()), lambda: filter_spectrum(taps, u.shape[1]), u.shape[1]
+            )
+        return fft_convolution(u, taps, skip, None, spectrum)
+
+    def init_state(
+        self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype
+    ) -> HistoryState:
+        length = self.config.max_length if max_length is None else min(max_length, self.config.max_length)
+        wide = torch.promote_types(dtype, torch.float32)
+        inputs = torch.zeros(batch, self.channels, length, device=device, dtype=wide)
+        return HistoryState(inputs, torch.zeros(batch, dtype=torch.int64))
+
+    def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
+        assert isinstance(state, HistoryState)
+        b, l, _ = u.shape
+        added = torch.full((b,), l) if lengths is None else lengths.cpu()
+        check_room(state.lengths, added, state.inputs.shape[2], "filter's")
+        starts = state.lengths
+        for row, (start, count) in enumerate(zip(starts.tolist(), added.tolist())):
+            state.inputs[row, :, start : start + count] = u[row, :count].t()
+        state.lengths = starts + added
+        y = self._continue(u, state.inputs, starts)
+        return y if skip is None else y + skip.to(u.dtype) * u
+
+    def _continue(self, u: Hidden, inputs: Tensor, starts: Tensor) -> Hidden:
+        b, l, d = u.shape
+        end = int(starts.max()) + l
+        taps = self.taps(inputs.shape[2])
+        if choose(Case(op="long_convolution", length=l, taps=end)).name == "direct":
+            return _direct(inputs, taps, starts, l).to(u.dtype)
+        whole = torch.nn.functional.pad(inputs[:, :, :end], (0, max(0, end - inputs.shape[2])))
+        y = fft_convolution(whole.transpose(1, 2), taps[:, :end])
+        index = (starts[:, None] + torch.arange(l)).to(u.device)
+        return y.gather(1, index[:, :, None].expand(-1, -1, d)).to(u.dtype)
+
+
+def positional_features(config: ImplicitFilterConfig, length: int, like: Tensor) -> Float[Tensor, "l e"]:
+    """[t, cos(f·w), -sin(f·w)], w = 2π i / max_length, f from 1e-4 to bands - 1 (Hyena, appendix D.3)."""
+    bands = (config.features - 1) // 2
+    i = torch.arange(length, device=like.device, dtype=like.dtype)[:, None]
+    f = torch.linspace(1e-4, bands - 1, bands, device=like.device, dtype=like.dtype)
+    angle = f * (2 * math.pi * i / config.max_length)
+    return torch.cat([i / (config.max_length - 1), angle.cos(), -angle.sin()], dim=-1)
+
+
+def window(config: ImplicitFilterConfig, length: int, channels: int, like: Tensor) -> Float[Tensor, "l d"]:
+    """exp(-t|δ_c|) + shift; channel 0 decays slowest, the last fastest (Hyena, exponential modulation)."""
+    fast, slow = (math.log(config.window_target) / fraction for fraction in config.window_decay)
+    rates = torch.linspace(slow, fast, channels, device=like.device, dtype=like.dtype).abs()
+    t = torch.arange(length, device=like.device, dtype=like.dtype)[:, None] / (config.max_length - 1)
+    return torch.exp(-t * rates) + config.window_shift
+
+
+def _direct(
+    inputs: Float[Tensor, "b d p"], taps: Float[Tensor, "d k"], starts: Tensor, length: int
+) -> Hidden:
+    """Output t of a row as a dot product over its own past: cheapest for a few new tokens."""
+    outputs = []
+    for row, start in enumerate(starts.tolist()):
+        rows = [
+            (inputs[row, :, : start + t + 1] * taps[:, : start + t + 1].flip(-1)).sum(-1)
+            if start + t < inputs.shape[2]
+            else inputs.new_zeros(inputs.shape[1])
+            for t in range(length)
+        ]
+        outputs.append(torch.stack(rows))
+    return torch.stack(outputs)

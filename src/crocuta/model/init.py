@@ -1,0 +1,120 @@
+"""Initialisation that trains.
+
+Linear and embedding weights are N(0, 0.02²), and the projections that write to the residual stream are divided by
+√(2 · blocks) (GPT-2; the same in safari's Hyena). Modal filters start as in S4D and the LRU: decay times log-spaced
+between the configured timescales, one a mode; angles spread evenly over [0, π), turned a little more from channel to
+channel so that the bank covers all frequencies; residues N(0, (1 - |p|²) / n), which gives every filter unit
+energy (Orvieto et al. 2023, eq. 7). Implicit filters keep torch's Linear defaults: N(0, 0.02²) leaves them almost
+silent (their output would be 3e-5).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from crocuta.model.attention import AttentionMixer, Rope
+from crocuta.model.filters import ExplicitFilter, ImplicitFilter, ModalFilter
+from crocuta.model.hyena import HyenaMixer
+from crocuta.model.lm import Model
+from crocuta.model.mlp import GatedMLP, PlainMLP
+from crocuta.model.norm import LayerNorm, RMSNorm
+from crocuta.ops.rope import inverse_frequencies
+
+STANDARD_DEVIATION = 0.02
+
+
+@torch.no_grad()
+def initialise(model: Model, seed: int) -> None:
+    """Fill every parameter, as a function of the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    residual = STANDARD_DEVIATION / math.sqrt(2 * max(1, len(model.blocks)))
+    implicit = {id(m) for f in model.modules() if isinstance(f, ImplicitFilter) for m in f.modules()}
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding) and id(module) not in implicit:
+            _normal(module.weight, STANDARD_DEVIATION, generator)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+    for module in model.modules():
+        _initialise(module, residual, generator)
+
+
+def _initialise(module: nn.Module, residual: float, generator: torch.Generator) -> None:
+    match module:
+        case HyenaMixer():
+            bound = 1 / math.sqrt(module.config.short_taps)  # torch's default for a depthwise convolution
+            _uniform(module.short_taps, bound, generator)
+            if module.short_bias is not None:
+                _uniform(module.short_bias, bound, generator)
+            if module.skip is not None:
+                _normal(module.skip, 1.0, generator)
+            _normal(module.output.weight, residual, generator)
+        case AttentionMixer():
+            _normal(module.output.weight, residual, generator)
+        case GatedMLP() | PlainMLP():
+            _normal(module.down.weight, residual, generator)
+        case RMSNorm():
+            module.scale.fill_(1)
+        case LayerNorm():
+            module.scale.fill_(1)
+            module.bias.zero_()
+        case ExplicitFilter():
+            _normal(module.weight, 1 / math.sqrt(module.config.taps), generator)
+        case ModalFilter():
+            _initialise_modal(module, generator)
+        case ImplicitFilter():
+            _initialise_implicit(module, generator)
+        case Rope() if module.inverse is not None:
+            module.inverse.copy_(inverse_frequencies(module.head_size, module.config.base))
+        case _:
+            pass
+
+
+def _initialise_modal(filter_: ModalFilter, generator: torch.Generator) -> None:
+    g, n = filter_.residues.shape[:2]
+    shortest, longest = filter_.config.timescales
+    spread = torch.rand(g, n, generator=generator)
+    exponent = (torch.arange(n) + spread) / n
+    log_decay = -(math.log(shortest) + exponent * math.log(longest / shortest))  # log(1 / timescale)
+    angle = math.pi * ((torch.arange(n) + torch.rand(g, n, generator=generator)) / n)
+    angle = angle.gather(
+        1, torch.rand(g, n, generator=generator).argsort(1)
+    )  # any timescale may get any frequency
+    modulus = torch.exp(-torch.exp(log_decay))
+    scale = torch.sqrt((1 - modulus**2) / n)
+    if filter_.log_decay is not None:
+        filter_.log_decay.copy_(log_decay)
+    if filter_.angle is not None:
+        filter_.angle.copy_(angle)
+    if filter_.poles is not None:
+        filter_.poles.copy_(modulus[..., None] * torch.stack([angle.cos(), angle.sin()], -1))
+    if filter_.log_poles is not None:
+        filter_.log_poles.copy_(-torch.exp(log_decay))
+    noise = torch.randn(filter_.residues.shape, generator=generator)
+    filter_.residues.copy_(noise * (scale[..., None] if filter_.is_complex else scale))
+
+
+def _initialise_implicit(filter_: ImplicitFilter, generator: torch.Generator) -> None:
+    for linear in [*filter_.layers, filter_.output]:
+        assert isinstance(linear, nn.Linear)
+        bound = 1 / math.sqrt(linear.in_features)
+        _uniform(linear.weight, bound, generator)
+        if linear.bias is not None:
+            _uniform(linear.bias, bound, generator)
+    filter_.frequency.fill_(filter_.config.frequency)
+    if filter_.features is not None:
+        from crocuta.model.filters import positional_features
+
+        filter_.features.copy_(
+            positional_features(filter_.config, filter_.config.max_length, filter_.features)
+        )
+
+
+def _normal(tensor: torch.Tensor, std: float, generator: torch.Generator) -> None:
+    tensor.copy_(torch.randn(tensor.shape, generator=generator) * std)
+
+
+def _uniform(tensor: torch.Tensor, bound: float, generator: torch.Generator) -> None:
+    tensor.copy_((torch.rand(tensor.shape, generator=generator) * 2 - 1) * bound)

@@ -1,0 +1,152 @@
+"""The one model class: ids [b l] to logits [b l v]."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from crocuta.config import ModelConfig
+from crocuta.errors import InputError, StateError
+from crocuta.model.block import Block
+from crocuta.model.norm import build_norm
+from crocuta.model.state import ModelState, check_room, fingerprint, load_into, saved_shape
+from crocuta.types import Hidden, Logits, TokenIds
+
+
+class Model(nn.Module):
+    """Embedding, blocks, final norm and head; HyenaDNA, StripedHyena and Evo differ only in the configuration.
+
+    ``forward`` of a sequence equals ``extend`` of its pieces. Logits are float32 (float64 for a float64 model),
+    from a float32 product, whatever the model's dtype. Build one with ``crocuta.model.build.build_model``.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpoint_activations = False
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(block, config.hidden_size) for block in config.blocks)
+        self.norm = build_norm(config.norm, config.hidden_size)
+        self.head = (
+            None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
+
+    def forward(self, ids: TokenIds) -> Logits:
+        """Logits of the token after each position. Raises InputError for wrong shape, dtype or ids."""
+        return self.logits(self.hidden(ids))
+
+    def hidden(self, ids: TokenIds, layer: int | None = None) -> Hidden:
+        """Hidden states: after the final norm (None), or the residual stream: 0 the embedding, k after block k.
+
+        Negative numbers count from the last block (-1). Blocks above ``layer`` are not computed.
+        """
+        self._check_ids(ids)
+        count = len(self.blocks)
+        if layer is not None and not -count <= layer <= count:
+            raise InputError(
+                "no such layer", given=f"layer={layer}", expected=f"None or a number from {-count} to {count}"
+            )
+        last = count if layer is None else layer if layer >= 0 else count + 1 + layer
+        x = self._embed(ids)
+        for block in self.blocks[:last]:
+            recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        return self.norm(x) if layer is None else x
+
+    def logits(self, hidden: Hidden) -> Logits:
+        """Logits of final hidden states, in float32 (or float64)."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.to(dtype), weight.to(dtype))
+
+    def init_state(self, batch: int, max_length: int | None = None) -> ModelState:
+        """The state of ``batch`` rows before their first token.
+
+        ``max_length`` is the longest sequence a row may reach; models without attention and implicit filters need
+        none and keep constant memory for ever. Raises StateError or InputError.
+        """
+        for name, value in (("batch", batch), ("max_length", max_length)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} must be a positive whole number", given=value)
+        weight = self.embedding.weight
+        layers = [
+            block.init_state(batch, max_length, device=weight.device, dtype=weight.dtype)
+            for block in self.blocks
+        ]
+        return ModelState(layers, torch.zeros(batch, dtype=torch.int64), max_length)
+
+    def extend(self, ids: TokenIds, state: ModelState, lengths: Int[Tensor, " b"] | None = None) -> Logits:
+        """Read the next tokens of each row: logits after each of them, and ``state`` moved on.
+
+        ``lengths[row]`` tokens of a row are real, the rest is padding on the right, whose logits mean nothing.
+        Raises InputError for bad ids, StateError when the batch differs or a row outgrows the state.
+        """
+        return self.logits(self.extend_hidden(ids, state, lengths))
+
+    def extend_hidden(
+        self, ids: TokenIds, state: ModelState, lengths: Int[Tensor, " b"] | None = None
+    ) -> Hidden:
+        """``extend`` up to the final norm, for callers that need few of the logits."""
+        self._check_ids(ids)
+        if state.batch != ids.shape[0]:
+            raise StateError(
+                "the state has another number of rows than the ids",
+                given=f"ids with {ids.shape[0]} rows",
+                expected=f"{state.batch} rows",
+            )
+        added = self._check_lengths(ids, lengths)
+        if state.max_length is not None:
+            check_room(state.lengths, added, state.max_length, "model's")
+        x = self._embed(ids)
+        for block, layer_state in zip(self.blocks, state.layers, strict=True):
+            x = block.extend(x, layer_state, lengths)
+        state.lengths = state.lengths + added
+        return self.norm(x)
+
+    def load_state(self, path: str | PathLike[str]) -> ModelState:
+        """A state written by ``state.save(path, model.config)``. Raises StateError if it is another model's."""
+        owner, batch, max_length = saved_shape(path)
+        if owner != fingerprint(self.config):
+            raise StateError(f"the state {path} belongs to a model with another configuration")
+        return load_into(self.init_state(batch, max_length), path)
+
+    def _embed(self, ids: Tensor) -> Hidden:
+        return F.dropout(self.embedding(ids), self.config.embedding_dropout, self.training)
+
+    def _check_ids(self, ids: Tensor) -> None:
+        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32):
+            given = f"{tuple(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
+            raise InputError(
+                "ids must be a tensor [batch, length] of int64",
+                given=given,
+                fix="use torch.tensor(tokenizer.encode(text))[None]",
+            )
+        if ids.numel() == 0:
+            raise InputError("ids are empty", given=tuple(ids.shape), expected="at least one token")
+        if ids.device.type != "meta":
+            low, high = (int(x) for x in ids.aminmax())
+            if low < 0 or high >= self.config.vocab_size:
+                raise InputError(
+                    "an id is outside the vocabulary",
+                    given=f"ids from {low} to {high}",
+                    expected=f"0 to {self.config.vocab_size - 1}",
+                    fix="use the tokenizer this model was trained with",
+                )
+
+    @staticmethod
+    def _check_lengths(ids: Tensor, lengths: Tensor | None) -> Tensor:
+        b, l = ids.shape
+        if lengths is None:
+            return torch.full((b,), l)
+        if lengths.shape != (b,) or not bool(((lengths >= 0) & (lengths <= l)).all()):
+            raise InputError(
+                "lengths do not fit the ids", given=lengths.tolist(), expected=f"{b} numbers from 0 to {l}"
+            )
+        return lengths.cpu()

@@ -1,0 +1,29 @@
+"""The contract of everything that mixes along length."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from crocuta.model.state import State
+from crocuta.types import Hidden
+
+
+class Mixer(nn.Module, ABC):
+    """Law: ``forward(cat(a, b)) == cat(extend(a, s), extend(b, s))`` for every way of cutting a sequence."""
+
+    @abstractmethod
+    def forward(self, x: Hidden) -> Hidden:
+        """Mix whole sequences that start here."""
+
+    @abstractmethod
+    def init_state(
+        self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype
+    ) -> State:
+        """The state before the first token, with room for ``max_length`` tokens where room matters."""
+
+    @abstractmethod
+    def extend(self, x: Hidden, state: State, lengths: Tensor | None = None) -> Hidden:
+        """Mix the next tokens of each row and update ``state``. Positions past ``lengths[row]`` are padding."""

@@ -1,0 +1,36 @@
+"""Feed-forward layers: gated (GLU) and plain."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from crocuta.config import GatedMLPConfig, PlainMLPConfig
+from crocuta.ops.gated_linear import activate, gated
+from crocuta.types import Hidden
+
+
+class GatedMLP(nn.Module):
+    """down( act(gate x) · up x ) (Shazeer 2020)."""
+
+    def __init__(self, config: GatedMLPConfig, channels: int) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.gate = nn.Linear(channels, config.intermediate_size, bias=config.bias)
+        self.up = nn.Linear(channels, config.intermediate_size, bias=config.bias)
+        self.down = nn.Linear(config.intermediate_size, channels, bias=config.bias)
+
+    def forward(self, x: Hidden) -> Hidden:
+        return self.down(gated(self.gate(x), self.up(x), self.activation))
+
+
+class PlainMLP(nn.Module):
+    """down( act(up x) )."""
+
+    def __init__(self, config: PlainMLPConfig, channels: int) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.up = nn.Linear(channels, config.intermediate_size, bias=config.bias)
+        self.down = nn.Linear(config.intermediate_size, channels, bias=config.bias)
+
+    def forward(self, x: Hidden) -> Hidden:
+        return self.down(activate(self.up(x), self.activation))

@@ -1,0 +1,54 @@
+"""Modules whose numbers decide science: they stay in float32 by type, whatever the model is cast to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Float32Module(nn.Module):
+    """Base of modules whose floating parameters and buffers never fall below float32.
+
+    ``model.to(torch.bfloat16)`` moves them but leaves their dtype; float64 is taken. bf16 would turn a pole of
+    0.999 into 1.0.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def keep(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            narrow = moved.is_floating_point() and moved.dtype.itemsize < 4
+            return (
+                tensor.to(moved.device, torch.promote_types(tensor.dtype, torch.float32)) if narrow else moved
+            )
+
+        return super()._apply(keep, recurse)
+
+
+class Memo:
+    """Keeps what inference derives from parameters (tables, taps, spectra) until a parameter changes.
+
+    Nothing is kept while gradients are on, so training always differentiates through the derivation. The kept
+    entry holds the parameters' storage, so an address cannot be reused while it serves as part of the key.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[tuple[object, ...], list[Tensor], Any]] = {}
+
+    def get(
+        self, name: str, parameters: Sequence[Tensor], compute: Callable[[], Any], variant: object = None
+    ) -> Any:
+        """The value of ``compute()`` for these parameters and this variant (one variant a name is kept)."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            self._entries.clear()
+            return compute()
+        key = (variant, *((p.data_ptr(), p._version, p.dtype, p.device) for p in parameters))
+        entry = self._entries.get(name)
+        if entry is None or entry[0] != key:
+            self._entries[name] = entry = (key, [p.detach() for p in parameters], compute())
+        return entry[2]
+
+    def __deepcopy__(self, memo: object) -> Memo:
+        return Memo()

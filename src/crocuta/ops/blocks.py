@@ -1,0 +1,57 @@
+"""Time cut into blocks, and Toeplitz matrices, so that causal filters become matrix products.
+
+A sequence [b l d] with d = g·r channels in g groups becomes [g, r·b·m, c]: one matrix a group, whose rows are the
+m blocks of c consecutive inputs. With time contiguous in memory and c dividing l this is a view.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def channels_first(u: Float[Tensor, "b l d"], dtype: torch.dtype) -> Float[Tensor, "d b l"]:
+    """The same values with time contiguous, in ``dtype``; free when the memory already is [d b l]."""
+    return u.permute(2, 0, 1).to(dtype).contiguous()
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that filters, states and their sums use: never below float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def pad_to_blocks(u: Float[Tensor, "d b l"], block: int) -> Float[Tensor, "d b m c"]:
+    """Cut time into blocks; the last one is filled with zeros."""
+    d, b, l = u.shape
+    count = -(-l // block)
+    return F.pad(u, (0, count * block - l)).view(d, b, count, block)
+
+
+def toeplitz(taps: Float[Tensor, "g c"]) -> Float[Tensor, "g c c"]:
+    """T[i, j] = taps[j - i] for j >= i, else 0, so that (row of inputs) @ T is their causal convolution."""
+    c = taps.shape[1]
+    padded = F.pad(taps, (c - 1, 0))
+    return padded.unfold(1, c, 1).flip(1)
+
+
+def toeplitz_adjoint(matrix: Float[Tensor, "g c c"]) -> Float[Tensor, "g c"]:
+    """Adjoint of ``toeplitz``: the sums of the upper diagonals, read as columns of a skewed view."""
+    g, c, _ = matrix.shape
+    rows = F.pad(matrix, (0, c))
+    return rows.as_strided((g, c, c), (2 * c * c, 2 * c + 1, 1)).sum(1)
+
+
+def band(taps: Float[Tensor, "g k"], block: int) -> Float[Tensor, "g w c"]:
+    """M[q, j] = taps[k - 1 + j - q] where defined: maps a window of c + k - 1 inputs to its last c outputs."""
+    k = taps.shape[1]
+    padded = F.pad(taps.flip(1), (block - 1, block - 1))
+    return padded.unfold(1, block + k - 1, 1).flip(1).transpose(1, 2)
+
+
+def band_adjoint(matrix: Float[Tensor, "g w c"], taps: int) -> Float[Tensor, "g k"]:
+    """Adjoint of ``band``: column j of the matrix holds the flipped taps in rows j .. j + k - 1."""
+    g, window, block = matrix.shape
+    columns = matrix.transpose(1, 2).contiguous()
+    return columns.as_strided((g, block, taps), (block * window, window + 1, 1)).sum(1).flip(1)

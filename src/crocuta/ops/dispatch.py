@@ -1,0 +1,67 @@
+"""Which implementation of an op runs, and why not the others. ``TABLE`` is the only thing to edit to add one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from crocuta.errors import KernelUnavailableError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One call of an op, described without tensors, so that ``inspect`` can ask from a configuration alone."""
+
+    op: str
+    length: int
+    """New tokens of the call."""
+    taps: int = 0
+    """Length of the kernel that reaches them."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A named implementation; ``rejects`` gives the reason why it should not take a case, or None."""
+
+    name: str
+    rejects: Callable[[Case], str | None]
+
+
+def _never(case: Case) -> None:  # noqa: ARG001
+    return None
+
+
+def _when(holds: Callable[[Case], bool], reason: str) -> Callable[[Case], str | None]:
+    return lambda case: None if holds(case) else reason
+
+
+# Limits measured on two CPU cores, see docs/decisions.md.
+TABLE: dict[str, tuple[Kernel, ...]] = {
+    "modal": (
+        Kernel("recurrent", _when(lambda c: c.length <= 4, "more than 4 tokens: a matrix product is faster")),
+        Kernel("chunked", _never),
+    ),
+    "fir": (
+        Kernel("toeplitz", _when(lambda c: c.taps <= 512, "more than 512 taps: a transform is faster")),
+        Kernel("fft", _never),
+    ),
+    "long_convolution": (
+        Kernel("direct", _when(lambda c: c.length <= 4, "more than 4 tokens: a transform is faster")),
+        Kernel("fft", _never),
+    ),
+}
+
+
+def choose(case: Case) -> Kernel:
+    """The first kernel of the table that does not reject the case."""
+    for kernel in TABLE[case.op]:
+        if kernel.rejects(case) is None:
+            return kernel
+    raise KernelUnavailableError(
+        f"no kernel of {case.op} can run", given=case, expected="; ".join(reasons(case))
+    )
+
+
+def reasons(case: Case) -> list[str]:
+    """A line a kernel: its name, and that it takes the case or why it does not."""
+    return [f"{kernel.name}: {kernel.rejects(case) or 'takes it'}" for kernel in TABLE[case.op]]

@@ -1,0 +1,325 @@
+"""Modal filters: sums of decaying exponentials, complex (StripedHyena 1) or real (StripedHyena 2).
+
+    s[t] = p · s[t-1] + u[t],   y[t] = Re Σ_n R_n s_n[t] + D · u[t],   h[t] = Re Σ_n R_n p_n^t
+
+One filter, three exact ways to run it: the recurrence (``recurrent``, for decoding), the chunked dual form
+(``chunked``: a Toeplitz product inside blocks, the state between them) and the materialised taps (``modal_taps``
+with ``fft_convolution``). The state [b d n *z] is float32 (or float64), as are poles and all sums. The tables of
+powers are made in float64, because an angle of 3 rad times 10^6 steps leaves no digits in float32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crocuta.ops.blocks import channels_first, compute_dtype, pad_to_blocks, toeplitz, toeplitz_adjoint
+
+BLOCK = 64
+"""Tokens a block of the chunked form: 2·64 flops a token inside, l / 64 states between (docs/decisions.md)."""
+
+
+class ModalTables(NamedTuple):
+    """What the chunked form needs of a filter; m is n real modes or n (re, im) pairs, flattened."""
+
+    taps: Tensor  # [g c]: h[0 .. c-1]
+    read: Tensor  # [g c m]: p^(c-1-i), input i of a block to the state after the block
+    write: Tensor  # [g m c]: R p^(j+1), the state before a block to output j
+    powers: Tensor  # [g n c+1] complex or real: p^0 .. p^c
+
+
+def modal_powers(log_poles: Float[Tensor, "g n *z"], count: int) -> Tensor:
+    """p^0 .. p^(count-1) as [g n count], complex128 or float64 (one precision lower on devices without float64)."""
+    wide = torch.float32 if log_poles.device.type == "mps" else torch.float64
+    logs = log_poles.to(wide)
+    step = torch.exp(torch.view_as_complex(logs.contiguous()) if logs.ndim == 3 else logs)[..., None]
+    powers = torch.ones_like(step)
+    while powers.shape[-1] < count:  # doubling: log2(count) products instead of count exponentials
+        powers = torch.cat([powers, powers * step], dim=-1)
+        step = step * step
+    return powers[..., :count]
+
+
+def modal_taps(
+    log_poles: Float[Tensor, "g n *z"], residues: Float[Tensor, "g n *z"], length: int
+) -> Float[Tensor, "g l"]:
+    """h[0 .. length-1] by a two-level product: p^(a c + b) = (p^c)^a · p^b, one matrix product a group.
+
+    Memory O(g · n · sqrt-sized tables) beside the result, never g · n · length. Differentiable.
+    """
+    fine = min(length, 1 << max(1, (max(length, 1).bit_length() + 1) // 2))
+    coarse = -(-length // fine)
+    low = modal_powers(log_poles, fine)
+    high = modal_powers(log_poles * fine, coarse)
+    r = _as_modes(residues).to(low.dtype)[..., None]
+    dtype = residues.dtype
+    left, right = (
+        _real_pairs((r * high).transpose(1, 2), dtype),
+        _real_pairs(low.transpose(1, 2), dtype, conjugate=True),
+    )
+    return torch.bmm(left, right.transpose(1, 2)).reshape(len(low), -1)[:, :length]
+
+
+def modal_tables(
+    log_poles: Float[Tensor, "g n *z"], residues: Float[Tensor, "g n *z"], block: int = BLOCK
+) -> ModalTables:
+    """The tables of the chunked form, in the residues' dtype; differentiable, small, worth keeping between calls."""
+    dtype = residues.dtype
+    powers = modal_powers(log_poles, block + 1)
+    output = _as_modes(residues).to(powers.dtype)[..., None] * powers
+    taps = (output[..., :block].real if output.is_complex() else output[..., :block]).sum(1).to(dtype)
+    read = _real_pairs(powers[..., :block].flip(-1).transpose(1, 2), dtype)
+    write = _real_pairs(output[..., 1:].transpose(1, 2), dtype, conjugate=True).transpose(1, 2)
+    return ModalTables(taps, read, write, powers.to(_modes_dtype(powers, dtype)))
+
+
+def chunked(
+    u: Float[Tensor, "b l d"],
+    tables: ModalTables,
+    skip: Float[Tensor, " d"] | None = None,
+    state: Float[Tensor, "b d n *z"] | None = None,
+) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d n *z"]]:
+    """The whole convolution and the state after it, in O(l · d · (block + modes)) and matrix products.
+
+    Returns y in u's dtype and the state in float32 (or float64). Differentiable in everything; saves u, the small
+    tables and one state a block, and computes the Toeplitz matrix again in the backward pass.
+    """
+    b, l, d = u.shape
+    groups, dtype = tables.taps.shape[0], compute_dtype(u.dtype)
+    fused = skip is not None and groups == d  # D is tap 0: free where each channel has its own taps
+    taps = (
+        torch.cat([tables.taps[:, :1] + skip[:, None], tables.taps[:, 1:]], 1)
+        if skip is not None and fused
+        else tables.taps
+    )
+    modes_shape = tables.powers.shape[1:2] + ((2,) if tables.powers.is_complex() else ())
+    start = u.new_zeros(b, d, *modes_shape, dtype=dtype) if state is None else state
+    y, last = _Chunked.apply(
+        channels_first(u, dtype), taps.to(dtype), tables.read, tables.write, tables.powers, start
+    )
+    y = y.permute(1, 2, 0).to(u.dtype)
+    return (y if skip is None or fused else y + skip.to(u.dtype) * u), last
+
+
+def recurrent(
+    u: Float[Tensor, "b l d"],
+    poles: Tensor,
+    residues: Tensor,
+    skip: Float[Tensor, " d"] | None = None,
+    state: Float[Tensor, "b d n *z"] | None = None,
+) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d n *z"]]:
+    """The recurrence, token by token: for decoding. ``poles`` and ``residues`` [d n] are complex or real (``modal_step_constants``)."""
+    b, _, d = u.shape
+    s = (
+        poles.new_zeros(b, d, poles.shape[1])
+        if state is None
+        else (torch.view_as_complex(state.contiguous()) if poles.is_complex() else state)
+    )
+    outputs = []
+    for u_t in u.to(compute_dtype(u.dtype)).unbind(1):
+        s = torch.addcmul(u_t[..., None].to(s.dtype), poles, s)
+        y_t = (residues * s).sum(-1)
+        y_t = y_t.real if y_t.is_complex() else y_t
+        outputs.append(y_t if skip is None else y_t + skip * u_t)
+    return torch.stack(outputs, 1).to(u.dtype), torch.view_as_real(s) if s.is_complex() else s
+
+
+def modal_step_constants(
+    log_poles: Float[Tensor, "g n *z"], residues: Float[Tensor, "g n *z"], channels: int
+) -> tuple[Tensor, Tensor]:
+    """Poles and residues [d n] as ``recurrent`` wants them: expanded to channels, complex or real."""
+    repeat = channels // log_poles.shape[0]
+    poles = modal_powers(log_poles, 2)[..., 1]
+    r = _as_modes(residues)
+    return poles.to(r.dtype).repeat_interleave(repeat, 0), r.repeat_interleave(repeat, 0)
+
+
+def modal_final_state(
+    u: Float[Tensor, "b l d"],
+    tables: ModalTables,
+    log_poles: Float[Tensor, "g n *z"],
+    state: Float[Tensor, "b d n *z"],
+    lengths: Tensor,
+) -> Float[Tensor, "b d n *z"]:
+    """The state of each row after its first ``lengths[row]`` inputs: rows of one batch may have different lengths.
+
+    Each row is moved to the right end of the window, zeros before it, so that every row ends at the same place:
+    s = Σ_i p^(n-1-i) u_i + p^n s_0. Never divides by a power of a pole.
+    """
+    b, l, d = u.shape
+    lengths = lengths.to(u.device)
+    source = torch.arange(l, device=u.device) - (l - lengths)[:, None]
+    moved = u.gather(1, source.clamp(min=0)[:, :, None].expand(-1, -1, d)).masked_fill(
+        (source < 0)[:, :, None], 0
+    )
+    blocks, rows = _block_inputs(channels_first(moved, state.dtype), tables.taps.shape)
+    fresh = _block_states(blocks, rows, tables, torch.zeros_like(state), l)[1]
+    logs = torch.view_as_complex(log_poles.contiguous()) if log_poles.ndim == 3 else log_poles
+    decay = torch.exp(logs.repeat_interleave(d // logs.shape[0], 0) * lengths[:, None, None])
+    old = decay * _as_modes(state, state.ndim == 4)
+    return fresh + (torch.view_as_real(old) if old.is_complex() else old).to(state.dtype)
+
+
+# --- the chunked form -----------------------------------------------------------------------------------------
+
+
+class _Chunked(torch.autograd.Function):
+    """[d b l] inputs and tables -> outputs and last state, with a backward pass made of the same products."""
+
+    @staticmethod
+    def forward(ctx, u, taps, read, write, powers, state):  # type: ignore[override]
+        tables = ModalTables(taps, read, write, powers)
+        blocks, rows = _block_inputs(u, taps.shape)
+        y = torch.bmm(blocks, toeplitz(taps))
+        before, last = _block_states(blocks, rows, tables, state, u.shape[2])
+        torch.baddbmm(y, before, write, out=y)
+        ctx.save_for_backward(u, *tables, state, before)
+        return y.view(*u.shape[:2], -1)[:, :, : u.shape[2]], last
+
+    @staticmethod
+    def backward(ctx, dy, dlast):  # type: ignore[override]
+        u, taps, read, write, powers, state, before = ctx.saved_tensors
+        (d, b, l), (g, c) = u.shape, taps.shape
+        blocks, rows = _block_inputs(u, taps.shape)
+        dy_blocks, _ = _block_inputs(dy, taps.shape)
+        dtaps = toeplitz_adjoint(torch.bmm(blocks.transpose(1, 2), dy_blocks))
+        dwrite = torch.bmm(before.transpose(1, 2), dy_blocks)
+        dbefore = torch.bmm(dy_blocks, write.transpose(1, 2))
+        dafter, dstate, dpowers = _scan_adjoint(dbefore, before, dlast, rows, powers, l, c)
+        remainder = l - (rows[2] - 1) * c
+        du = torch.baddbmm(torch.bmm(dy_blocks, toeplitz(taps).transpose(1, 2)), dafter, read.transpose(1, 2))
+        dread = torch.bmm(blocks.transpose(1, 2), dafter)
+        du = du.view(d, b, -1)[:, :, :l]
+        if remainder < c:  # the last, short block reads its inputs with powers that end at its own last token
+            tail, dtail = (
+                u[:, :, -remainder:].reshape(g, -1, remainder),
+                _flat(dlast).view(b, g, -1, read.shape[2]),
+            )
+            dtail = dtail.permute(1, 2, 0, 3).reshape(g, -1, read.shape[2]).to(u.dtype)
+            du = du.clone()
+            du[:, :, -remainder:] += torch.bmm(dtail, read[:, c - remainder :].transpose(1, 2)).view(
+                d, b, remainder
+            )
+            dread[:, c - remainder :] += torch.bmm(tail.transpose(1, 2), dtail)
+        return du, dtaps, dread, dwrite, dpowers, dstate
+
+
+def _block_inputs(
+    u: Float[Tensor, "d b l"], taps_shape: torch.Size
+) -> tuple[Float[Tensor, "g rows c"], tuple[int, int, int]]:
+    """Inputs as one matrix a group, and (channels a group, batch, blocks) of its rows."""
+    (d, b, _), (g, c) = u.shape, taps_shape
+    blocks = pad_to_blocks(u, c)
+    return blocks.reshape(g, -1, c), (d // g, b, blocks.shape[2])
+
+
+def _block_states(
+    blocks: Tensor, rows: tuple[int, int, int], tables: ModalTables, state: Tensor, length: int
+) -> tuple[Tensor, Tensor]:
+    """The state before each block [g rows m], and the state after the last token [b d n *z]."""
+    (repeat, b, count), (g, c) = rows, tables.taps.shape
+    m = tables.read.shape[2]
+    first = _flat(state).view(b, g, repeat, m).permute(1, 2, 0, 3)  # [g r b m]
+    added = torch.bmm(blocks, tables.read).view(g, repeat, b, count, m)
+    remainder = length - (count - 1) * c
+    before = torch.empty(count, g, repeat, b, m, dtype=blocks.dtype, device=blocks.device)
+    before[0] = first
+    step = tables.powers[:, :, c]
+    _scan(before, added.permute(3, 0, 1, 2, 4), step)
+    last_added = torch.bmm(
+        blocks.view(g, repeat * b, count, c)[:, :, -1, :remainder], tables.read[:, c - remainder :]
+    )
+    last = _multiply(tables.powers[:, :, remainder], before[-1]) + last_added.view(g, repeat, b, m)
+    last = last.permute(2, 0, 1, 3).reshape(state.shape)
+    return before.permute(1, 2, 3, 0, 4).reshape(g, -1, m), last
+
+
+def _scan(before: Float[Tensor, "m g r b z"], added: Float[Tensor, "m g r b z"], step: Tensor) -> None:
+    """before[i + 1] = step · before[i] + added[i], in place, for all but the last block."""
+    if step.is_complex():
+        before, added = _modes_view(before), _modes_view(added)
+    factor = step[:, None, None, :]
+    for i in range(before.shape[0] - 1):
+        torch.addcmul(added[i], factor, before[i], out=before[i + 1])
+
+
+def _scan_adjoint(
+    dbefore: Tensor,
+    before: Tensor,
+    dlast: Tensor,
+    rows: tuple[int, int, int],
+    powers: Tensor,
+    length: int,
+    c: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for what each block added to the state after it [g rows m], for the first state, and for the powers."""
+    (repeat, b, count), g, m = rows, dbefore.shape[0], dbefore.shape[2]
+    remainder = length - (count - 1) * c
+    end = _flat(dlast).view(b, g, repeat, m).permute(1, 2, 0, 3).to(dbefore.dtype)
+    direct = dbefore.view(g, repeat, b, count, m).permute(3, 0, 1, 2, 4)
+    states = before.view(g, repeat, b, count, m).permute(3, 0, 1, 2, 4)
+    total = torch.empty(
+        count, g, repeat, b, m, dtype=dbefore.dtype, device=dbefore.device
+    )  # gradient of before[i]
+    total[-1] = direct[-1] + _multiply(powers[:, :, remainder].conj(), end)
+    total_modes, direct_modes, state_modes = (
+        _modes_view(x) if powers.is_complex() else x for x in (total, direct, states)
+    )
+    factor = powers[:, :, c].conj()[:, None, None, :]
+    for i in range(count - 2, -1, -1):
+        torch.addcmul(direct_modes[i], factor, total_modes[i + 1], out=total_modes[i])
+    dpowers = torch.zeros_like(powers)
+    dpowers[:, :, c] = (state_modes[:-1].conj() * total_modes[1:]).sum((0, 2, 3))
+    end_modes = _modes_view(end) if powers.is_complex() else end
+    dpowers[:, :, remainder] += (state_modes[-1].conj() * end_modes).sum((1, 2))
+    dafter = torch.zeros_like(
+        total
+    )  # what block i adds reaches before[i + 1]; the last block is the caller's
+    dafter[:-1] = total[1:]
+    if remainder == c:
+        dafter[-1] = end
+    dstate = total[0].permute(2, 0, 1, 3).reshape(dlast.shape)
+    return dafter.permute(1, 2, 3, 0, 4).reshape(g, -1, m), dstate, dpowers
+
+
+# --- real pairs and modes -------------------------------------------------------------------------------------
+
+
+def _as_modes(pair: Tensor, is_complex: bool | None = None) -> Tensor:
+    """[.. n 2] as complex [.. n]; real modes unchanged. ``is_complex`` defaults to the rule for [g n *z]."""
+    return (
+        torch.view_as_complex(pair.contiguous())
+        if (pair.ndim == 3 if is_complex is None else is_complex)
+        else pair
+    )
+
+
+def _modes_view(flat: Tensor) -> Tensor:
+    """[.. 2n] as complex [.. n], a view wherever strides allow."""
+    return torch.view_as_complex(flat.unflatten(-1, (-1, 2)))
+
+
+def _flat(state: Float[Tensor, "b d n *z"]) -> Float[Tensor, "b d m"]:
+    return state.flatten(2)
+
+
+def _multiply(step: Tensor, modes: Float[Tensor, "g r b m"]) -> Float[Tensor, "g r b m"]:
+    if not step.is_complex():
+        return step[:, None, None, :] * modes
+    return torch.view_as_real(step[:, None, None, :] * _modes_view(modes.contiguous())).flatten(-2)
+
+
+def _real_pairs(values: Tensor, dtype: torch.dtype, *, conjugate: bool = False) -> Tensor:
+    """[.. n] complex as [.. 2n] real pairs (re, im), or (re, -im): the dot product with a pair is then a real part."""
+    if not values.is_complex():
+        return values.to(dtype)
+    return torch.view_as_real(values.conj().resolve_conj() if conjugate else values).flatten(-2).to(dtype)
+
+
+def _modes_dtype(powers: Tensor, dtype: torch.dtype) -> torch.dtype:
+    if not powers.is_complex():
+        return dtype
+    return torch.complex128 if dtype == torch.float64 else torch.complex64

@@ -1,0 +1,69 @@
+"""Norms and gated activations against their formulas in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from crocuta.ops import reference
+from crocuta.ops.gated_linear import activate, gated
+from crocuta.ops.norm import layer_norm, rms_norm
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("shape", [(1, 8), (2, 3, 5)])
+def test_rms_norm(inside, shape):
+    x, scale = randn(*shape), randn(shape[-1], seed=1)
+    expected = reference.rms_norm(x, scale, 0.1, eps_inside_root=inside)
+    torch.testing.assert_close(
+        rms_norm(x, scale, 0.1, eps_inside_root=inside), expected, rtol=1e-12, atol=1e-12
+    )
+
+
+def test_where_the_eps_stands_matters():
+    x, scale = randn(2, 4), torch.ones(4, dtype=torch.float64)
+    inside, outside = (rms_norm(x, scale, 0.1, eps_inside_root=flag) for flag in (True, False))
+    assert (inside - outside).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_rms_norm_gradients(inside):
+    inputs = (randn(2, 3, 4).requires_grad_(), randn(4, seed=1).requires_grad_())
+    assert torch.autograd.gradcheck(lambda x, s: rms_norm(x, s, 0.1, eps_inside_root=inside), inputs)
+
+
+def test_a_zero_row_has_a_finite_gradient():
+    x = torch.zeros(1, 4, requires_grad=True)
+    rms_norm(x, torch.ones(4), 1e-6, eps_inside_root=False).sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_bf16_statistics_are_in_float32():
+    x = torch.full((1, 1024), 0.1, dtype=torch.bfloat16)
+    y = rms_norm(x, torch.ones(1024), 1e-6, eps_inside_root=True)
+    assert y.dtype == torch.bfloat16
+    assert (y == 1).all()
+
+
+def test_layer_norm():
+    x, scale, bias = randn(2, 3, 5), randn(5, seed=1), randn(5, seed=2)
+    expected = reference.layer_norm(x, scale, bias, 0.1)
+    torch.testing.assert_close(layer_norm(x, scale, bias, 0.1), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "identity"])
+def test_gated_values_and_gradients(activation):
+    a, b = randn(2, 5).requires_grad_(), randn(2, 5, seed=1).requires_grad_()
+    torch.testing.assert_close(gated(a, b, activation), activate(a, activation) * b, rtol=0, atol=0)
+    assert torch.autograd.gradcheck(lambda a, b: gated(a, b, activation), (a, b))
+
+
+def test_gelu_is_the_exact_one_unless_asked():
+    x = torch.tensor([1.0], dtype=torch.float64)
+    exact = 0.5 * (1 + torch.special.erf(x / 2**0.5))
+    torch.testing.assert_close(activate(x, "gelu"), exact, rtol=1e-12, atol=0)
+    assert (activate(x, "gelu_tanh") - exact).abs() > 1e-5
