@@ -1,3 +1,69 @@
-"""Crocuta: Hyena and StripedHyena sequence models."""
+"""Crocuta: Hyena and StripedHyena sequence models.
+
+    model, tokenizer = crocuta.load("runs/demo-text")
+    logits = model(ids)                                    # [b l v]
+    crocuta.generate(model, tokenizer, ["Call me"])
+    crocuta.score(model, tokenizer, ["ACGT", "GATTACA"])
+    crocuta.embed(model, tokenizer, ["ACGT"])
+    crocuta.save(model, tokenizer, "folder")
+
+Importing this imports nothing heavy: each name is fetched when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from crocuta.checkpoints.load import load
+    from crocuta.checkpoints.native import save
+    from crocuta.config import ModelConfig
+    from crocuta.errors import CrocutaError
+    from crocuta.inference.embed import embed
+    from crocuta.inference.generate import Generation, Piece, generate, stream
+    from crocuta.inference.sampling import SamplingConfig
+    from crocuta.inference.score import Score, score
+    from crocuta.model.build import build_model
+    from crocuta.model.lm import Model
+    from crocuta.model.state import ModelState
+    from crocuta.presets import preset
+    from crocuta.training.config import TrainConfig
+    from crocuta.training.loop import train
+
+_HOMES = {
+    "load": "checkpoints.load",
+    "save": "checkpoints.native",
+    "ModelConfig": "config",
+    "CrocutaError": "errors",
+    "embed": "inference.embed",
+    "Generation": "inference.generate",
+    "Piece": "inference.generate",
+    "generate": "inference.generate",
+    "stream": "inference.generate",
+    "SamplingConfig": "inference.sampling",
+    "Score": "inference.score",
+    "score": "inference.score",
+    "build_model": "model.build",
+    "Model": "model.lm",
+    "ModelState": "model.state",
+    "preset": "presets",
+    "TrainConfig": "training.config",
+    "train": "training.loop",
+}
+
+__all__ = ["Generation", "CrocutaError", "Model", "ModelConfig", "ModelState", "Piece", "SamplingConfig", "Score", "TrainConfig", "build_model", "embed", "generate", "load", "preset", "save", "score", "stream", "train"]  # fmt: skip  # noqa: RUF022
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'crocuta' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"crocuta.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

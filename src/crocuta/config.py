@@ -24,7 +24,12 @@ def _require(holds: bool, what: str, given: object, expected: str) -> None:
 
 def _positive(owner: str, **values: float | int | None) -> None:
     for name, value in values.items():
-        _require(value is None or (math.isfinite(value) and value > 0), f"{owner}.{name} must be positive", value, "> 0")
+        _require(
+            value is None or (math.isfinite(value) and value > 0),
+            f"{owner}.{name} must be positive",
+            value,
+            "> 0",
+        )
 
 
 # --- filters: what makes the kernel of a long convolution -----------------------------------------------------
@@ -79,10 +84,21 @@ class ImplicitFilterConfig:
     train_features: bool = False
 
     def __post_init__(self) -> None:
-        _positive("ImplicitFilterConfig", max_length=self.max_length, width=self.width, frequency=self.frequency)
-        _require(self.features >= 3 and self.features % 2 == 1, "ImplicitFilterConfig.features is impossible", self.features, "an odd number >= 3 (one scalar and pairs of a sine and a cosine)")
-        _require(self.max_length >= 2, "ImplicitFilterConfig.max_length is too short", self.max_length, ">= 2")
-        _require(self.inner_layers >= 0, "ImplicitFilterConfig.inner_layers is negative", self.inner_layers, ">= 0")
+        _positive(
+            "ImplicitFilterConfig", max_length=self.max_length, width=self.width, frequency=self.frequency
+        )
+        _require(
+            self.features >= 3 and self.features % 2 == 1,
+            "ImplicitFilterConfig.features is impossible",
+            self.features,
+            "an odd number >= 3 (one scalar and pairs of a sine and a cosine)",
+        )
+        _require(
+            self.max_length >= 2, "ImplicitFilterConfig.max_length is too short", self.max_length, ">= 2"
+        )
+        _require(
+            self.inner_layers >= 0, "ImplicitFilterConfig.inner_layers is negative", self.inner_layers, ">= 0"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +114,13 @@ class ComplexModalFilterConfig:
     """Shortest and longest decay time of the modes at initialisation, in tokens."""
 
     def __post_init__(self) -> None:
-        _positive("ComplexModalFilterConfig", modes=self.modes, groups=self.groups, shortest=self.timescales[0], longest=self.timescales[1])
+        _positive(
+            "ComplexModalFilterConfig",
+            modes=self.modes,
+            groups=self.groups,
+            shortest=self.timescales[0],
+            longest=self.timescales[1],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +134,18 @@ class RealModalFilterConfig:
     timescales: tuple[float, float] = (1.0, 1024.0)
 
     def __post_init__(self) -> None:
-        _positive("RealModalFilterConfig", modes=self.modes, groups=self.groups, shortest=self.timescales[0], longest=self.timescales[1])
+        _positive(
+            "RealModalFilterConfig",
+            modes=self.modes,
+            groups=self.groups,
+            shortest=self.timescales[0],
+            longest=self.timescales[1],
+        )
 
 
-FilterConfig: TypeAlias = ExplicitFilterConfig | ImplicitFilterConfig | ComplexModalFilterConfig | RealModalFilterConfig
+FilterConfig: TypeAlias = (
+    ExplicitFilterConfig | ImplicitFilterConfig | ComplexModalFilterConfig | RealModalFilterConfig
+)
 
 
 # --- mixers ---------------------------------------------------------------------------------------------------
@@ -166,7 +196,12 @@ class AttentionConfig:
 
     def __post_init__(self) -> None:
         _positive("AttentionConfig", num_heads=self.num_heads, num_kv_heads=self.num_kv_heads)
-        _require(self.num_heads % (self.num_kv_heads or 1) == 0, "AttentionConfig.num_kv_heads must divide num_heads", f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}", "a divisor")
+        _require(
+            self.num_heads % (self.num_kv_heads or 1) == 0,
+            "AttentionConfig.num_kv_heads must divide num_heads",
+            f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}",
+            "a divisor",
+        )
 
 
 MixerConfig: TypeAlias = HyenaConfig | AttentionConfig
@@ -259,25 +294,49 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _positive("ModelConfig", vocab_size=self.vocab_size, hidden_size=self.hidden_size)
-        _require(0 <= self.embedding_dropout < 1, "ModelConfig.embedding_dropout is impossible", self.embedding_dropout, "0 <= dropout < 1")
+        _require(
+            0 <= self.embedding_dropout < 1,
+            "ModelConfig.embedding_dropout is impossible",
+            self.embedding_dropout,
+            "0 <= dropout < 1",
+        )
         for index, block in enumerate(self.blocks):
             self._check_block(index, block)
 
     def _check_block(self, index: int, block: BlockConfig) -> None:
         match block.mixer:
             case AttentionConfig(num_heads=heads, rope=rope):
-                _require(self.hidden_size % heads == 0, f"blocks[{index}].mixer.num_heads must divide hidden_size", f"num_heads={heads}, hidden_size={self.hidden_size}", "a divisor")
-                _require(rope is None or (self.hidden_size // heads) % 2 == 0, f"blocks[{index}].mixer.rope needs an even head size", self.hidden_size // heads, "an even number")
+                _require(
+                    self.hidden_size % heads == 0,
+                    f"blocks[{index}].mixer.num_heads must divide hidden_size",
+                    f"num_heads={heads}, hidden_size={self.hidden_size}",
+                    "a divisor",
+                )
+                _require(
+                    rope is None or (self.hidden_size // heads) % 2 == 0,
+                    f"blocks[{index}].mixer.rope needs an even head size",
+                    self.hidden_size // heads,
+                    "an even number",
+                )
             case HyenaConfig(filter=ImplicitFilterConfig()):
                 pass
             case HyenaConfig(filter=filter_):
                 groups = filter_.groups or self.hidden_size
-                _require(self.hidden_size % groups == 0, f"blocks[{index}].mixer.filter.groups must divide hidden_size", f"groups={groups}, hidden_size={self.hidden_size}", "a divisor")
+                _require(
+                    self.hidden_size % groups == 0,
+                    f"blocks[{index}].mixer.filter.groups must divide hidden_size",
+                    f"groups={groups}, hidden_size={self.hidden_size}",
+                    "a divisor",
+                )
 
     @property
     def max_length(self) -> int | None:
         """The longest sequence that every filter is defined for, or None where no filter sets a limit."""
-        limits = [b.mixer.filter.max_length for b in self.blocks if isinstance(b.mixer, HyenaConfig) and isinstance(b.mixer.filter, ImplicitFilterConfig)]
+        limits = [
+            b.mixer.filter.max_length
+            for b in self.blocks
+            if isinstance(b.mixer, HyenaConfig) and isinstance(b.mixer.filter, ImplicitFilterConfig)
+        ]
         return min(limits, default=None)
 
     def to_json(self) -> dict[str, Any]:

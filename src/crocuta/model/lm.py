@@ -91,9 +91,12 @@ class Model(nn.Module):
         return self.logits(self.extend_hidden(ids, state, lengths))
 
     def extend_hidden(
-        self, ids: TokenIds, state: ModelState, lengths: Int[Tensor, " b"] | None = None
+        self, ids: TokenIds, state: ModelState, lengths: Int[Tensor, " b"] | None = None, layer: int | None = None
     ) -> Hidden:
-        """``extend`` up to the final norm, for callers that need few of the logits."""
+        """``extend`` without the head, for callers that need few of the logits, or hidden states (see ``hidden``).
+
+        With ``layer`` the blocks above it are not run and their states stay behind: keep to one layer a state.
+        """
         self._check_ids(ids)
         if state.batch != ids.shape[0]:
             raise StateError(
@@ -105,10 +108,10 @@ class Model(nn.Module):
         if state.max_length is not None:
             check_room(state.lengths, added, state.max_length, "model's")
         x = self._embed(ids)
-        for block, layer_state in zip(self.blocks, state.layers, strict=True):
+        for block, layer_state in list(zip(self.blocks, state.layers, strict=True))[: self._blocks_below(layer)]:
             x = block.extend(x, layer_state, lengths)
         state.lengths = state.lengths + added
-        return self.norm(x)
+        return self.norm(x) if layer is None else x
 
     def load_state(self, path: str | PathLike[str]) -> ModelState:
         """A state written by ``state.save(path, model.config)``. Raises StateError if it is another model's."""
@@ -116,6 +119,12 @@ class Model(nn.Module):
         if owner != fingerprint(self.config):
             raise StateError(f"the state {path} belongs to a model with another configuration")
         return load_into(self.init_state(batch, max_length), path)
+
+    def _blocks_below(self, layer: int | None) -> int:
+        count = len(self.blocks)
+        if layer is not None and not -count <= layer <= count:
+            raise InputError("no such layer", given=f"layer={layer}", expected=f"None or a number from {-count} to {count}")
+        return count if layer is None else layer if layer >= 0 else count + 1 + layer
 
     def _embed(self, ids: Tensor) -> Hidden:
         return F.dropout(self.embedding(ids), self.config.embedding_dropout, self.training)

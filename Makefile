@@ -1,0 +1,72 @@
+# Two commands do all set-up on a fresh machine with Python 3.11+ and make: `make demo` and `make test`.
+# Each first brings .venv to the pinned versions, from whatever state it is in.
+
+DATA ?= text
+RUN := runs/demo-$(DATA)
+PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11 python
+BIN := .venv/bin
+
+# What is installed depends on these two files alone; a change in either installs again.
+KEY := $(shell cat pyproject.toml constraints.txt | cksum)
+
+# A Python that can make a .venv; a .venv whose installed packages have all their files (an interrupted one has not).
+USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
+WHOLE := import sys, pip, importlib.metadata as m; sys.exit(sys.version_info < (3, 11) or not all( \
+	d.files and all(f.suffix == ".pyc" or f.locate().exists() for f in d.files) for d in m.distributions()))
+
+# $(call install,EXTRA): bring .venv to KEY. The stamp goes before the first change and comes after the last one, so
+# what an interruption leaves is looked at file by file and, like a .venv moved here from elsewhere, made anew if bad.
+define install
+@if grep -qsF "$(CURDIR)/.venv" $(BIN)/activate && grep -qsxF "$(KEY)" .venv/.installed-$(1) .venv/.installed-dev \
+  && $(BIN)/python -Ic '' 2>/dev/null; then exit 0; fi; \
+echo "Installing the pinned versions into .venv; the first time takes some minutes." >&2; \
+if ! { grep -qsF "$(CURDIR)/.venv" $(BIN)/activate && $(BIN)/python -Ic '$(WHOLE)' 2>/dev/null; }; then \
+  rm -rf .venv; \
+  for p in $(PYTHON); do if "$$p" -Ic '$(USABLE)' 2>/dev/null; then python=$$p; break; fi; done; \
+  if [ -z "$$python" ]; then \
+    echo "Crocuta needs Python 3.11 or newer with venv, found none: make PYTHON=path/to/python3" >&2; exit 1; fi; \
+  "$$python" -m venv .venv || exit 1; \
+fi; \
+rm -f .venv/.installed-*; \
+PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+  $(BIN)/python -m pip install --quiet --editable '.[$(1)]' && echo "$(KEY)" > .venv/.installed-$(1)
+endef
+
+.PHONY: help setup demo test test-slow lint types format clean
+
+help: ## List these targets.
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: ## Make .venv with everything for development.
+	$(call install,dev)
+
+demo: ## Train a small StripedHyena on DATA=text or DATA=dna, then generate from it.
+	$(call install,train)
+	$(BIN)/crocuta train examples/$(DATA).yaml --output $(RUN) --overwrite
+	$(BIN)/crocuta generate $(RUN)
+
+test: ## Run the test suite (under 10 minutes on 2 cores); ARGS="-k word" narrows it.
+	$(call install,dev)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: ## Run the tests too long for every change.
+	$(call install,dev)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: ## Check style: ruff check, ruff format --check.
+	$(call install,dev)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: ## Check types: mypy.
+	$(call install,dev)
+	$(BIN)/mypy
+
+format: ## Apply ruff's fixes and its format.
+	$(call install,dev)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove .venv, caches and builds; runs/ stays.
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

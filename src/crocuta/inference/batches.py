@@ -1,0 +1,70 @@
+"""What scoring, embedding and generation share: sequences to ids, rows to batches, long rows in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crocuta.errors import InputError, TokenizerError
+from crocuta.model.lm import Model
+from crocuta.tokenizers.base import Tokenizer
+
+TextOrIds: TypeAlias = "str | bytes | Sequence[int] | NDArray[np.integer] | Tensor"
+
+TOKENS_A_BATCH = 16_384
+"""Tokens, padding included, that are run at once."""
+CHUNK = 8_192
+"""Longer rows are run in chunks of this many tokens through the state."""
+
+
+def to_ids(model: Model, tokenizer: Tokenizer | None, sequence: TextOrIds, name: str) -> Tensor:
+    """Ids [l] on the CPU of text or ids. Raises InputError for an empty or impossible sequence."""
+    if isinstance(sequence, str | bytes):
+        if tokenizer is None:
+            raise TokenizerError(f"{name} is text and there is no tokenizer", fix="pass ids, or a tokenizer")
+        ids = torch.from_numpy(tokenizer.encode(sequence))
+    else:
+        ids = torch.as_tensor(sequence, dtype=torch.int64).cpu()
+    if ids.ndim != 1 or not len(ids):
+        raise InputError(f"{name} is empty" if ids.ndim == 1 else f"{name} must be one row of ids", given=tuple(ids.shape))
+    low, high = (int(x) for x in ids.aminmax())
+    if low < 0 or high >= model.config.vocab_size:
+        raise InputError(f"{name} has an id outside the vocabulary", given=f"ids from {low} to {high}", expected=f"0 to {model.config.vocab_size - 1}", fix="use the tokenizer this model was trained with")
+    limit = model.config.max_length
+    if limit is not None and len(ids) > limit:
+        raise InputError(f"{name} is longer than the model's filters are defined for", given=f"{len(ids)} tokens", expected=f"at most {limit}")
+    return ids
+
+
+def pad_right(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one matrix [b l], zeros on the right, and their lengths [b]."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True), torch.tensor([len(row) for row in rows])
+
+
+def batches(rows: Sequence[Tensor], tokens: int = TOKENS_A_BATCH) -> Iterator[list[int]]:
+    """Indices of rows to run together: of similar length, at most ``tokens`` with padding, at least one row."""
+    batch: list[int] = []
+    for index in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if batch and len(rows[index]) * (len(batch) + 1) > tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def hidden_chunks(model: Model, ids: Tensor, layer: int | None = None) -> Iterator[tuple[int, Tensor]]:
+    """(first position, hidden states) of consecutive pieces of ids [b l]; one piece where l is at most CHUNK."""
+    device = next(model.parameters()).device
+    if ids.shape[1] <= CHUNK:
+        yield 0, model.hidden(ids.to(device), layer)
+        return
+    state = model.init_state(ids.shape[0], ids.shape[1])
+    for start in range(0, ids.shape[1], CHUNK):
+        yield start, model.extend_hidden(ids[:, start : start + CHUNK].to(device), state, layer=layer)

@@ -1,0 +1,68 @@
+"""Embeddings: hidden states of any layer, pooled over each sequence's own tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crocuta.errors import InputError, NonFiniteError
+from crocuta.inference.batches import TextOrIds, batches, hidden_chunks, pad_right, to_ids
+from crocuta.model.lm import Model
+from crocuta.tokenizers.base import Tokenizer
+
+Pooling: TypeAlias = Literal["mean", "last", "none"]
+
+
+@torch.no_grad()
+def embed(
+    model: Model,
+    tokenizer: Tokenizer | None,
+    sequences: Sequence[TextOrIds],
+    *,
+    layer: int | None = None,
+    pooling: Pooling = "mean",
+) -> list[NDArray[np.float32]]:
+    """One float32 array a sequence, in the given order: [d], or [l d] with pooling "none".
+
+    ``layer`` as in ``Model.hidden``: None is after the final norm, k the residual stream after block k. "mean" and
+    "last" look at a sequence's own tokens only, never at padding; the mean is accumulated in float32. Sequences of
+    any length are run in chunks of bounded memory.
+
+    Raises:
+        InputError: an empty sequence, ids outside the vocabulary, no such layer or pooling.
+        NonFiniteError: naming the sequence.
+    """
+    if isinstance(sequences, str | bytes):
+        raise InputError("sequences must be a list", given="one text", fix="pass [text]")
+    if pooling not in ("mean", "last", "none"):
+        raise InputError("unknown pooling", given=repr(pooling), expected="mean, last or none")
+    was_training = model.training
+    model.eval()
+    rows = [to_ids(model, tokenizer, sequence, f"sequence {i}") for i, sequence in enumerate(sequences)]
+    result: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
+    for batch in batches(rows):
+        for index, values in zip(batch, _pooled(model, [rows[i] for i in batch], layer, pooling)):
+            if not torch.isfinite(values).all():
+                raise NonFiniteError(f"the hidden states of sequence {index} are not finite", fix="check the model's weights")
+            result[index] = values.numpy()
+    model.train(was_training)
+    return result
+
+
+def _pooled(model: Model, rows: list[Tensor], layer: int | None, pooling: Pooling) -> list[Tensor]:
+    ids, lengths = pad_right(rows)
+    if pooling == "none":
+        whole = torch.cat([hidden.float().cpu() for _, hidden in hidden_chunks(model, ids, layer)], dim=1)
+        return [row[:length].clone() for row, length in zip(whole, lengths.tolist())]
+    total = torch.zeros(len(rows), model.config.hidden_size)
+    for start, hidden in hidden_chunks(model, ids, layer):
+        positions = torch.arange(start, start + hidden.shape[1])
+        counts = positions < lengths[:, None] if pooling == "mean" else positions == lengths[:, None] - 1
+        wide = hidden.float().masked_fill(~counts.to(hidden.device)[..., None], 0)
+        total += wide.sum(1).cpu()
+    return list(total / lengths[:, None] if pooling == "mean" else total)

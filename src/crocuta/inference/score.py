@@ -1,0 +1,115 @@
+"""Log-likelihoods: how probable a model finds given sequences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crocuta.errors import InputError, NonFiniteError, TokenizerError
+from crocuta.inference.batches import TextOrIds, batches, hidden_chunks, pad_right, to_ids
+from crocuta.model.lm import Model
+from crocuta.tokenizers.base import Tokenizer
+
+_LOGITS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Score:
+    """Natural log-likelihood of a sequence, given its first token (or the BOS token, where asked for).
+
+    ``log_probs`` float32 [l - 1]: log p(token t | tokens before t) for t = 1 .. l-1; with BOS, [l] from t = 0.
+    ``total`` is their sum, accumulated in float64, and ``mean`` the total over their number. With both strands,
+    ``total`` and ``mean`` are the averages over the strands, ``log_probs`` the given strand's.
+    """
+
+    log_probs: NDArray[np.float32]
+    total: float
+    mean: float
+    tokens: int
+
+
+@torch.no_grad()
+def score(
+    model: Model,
+    tokenizer: Tokenizer | None,
+    sequences: Sequence[TextOrIds],
+    *,
+    both_strands: bool = False,
+    bos: bool = False,
+) -> list[Score]:
+    """The log-likelihood of each sequence (text or ids), in the given order.
+
+    Logits and log-softmax are float32 (float64 for a float64 model). A sequence's score does not depend on what it
+    is batched with, but for rounding; sequences of any length are run in chunks of bounded memory.
+
+    Args:
+        both_strands: also score the reverse complement and average; needs a tokenizer of nucleotides.
+        bos: put the tokenizer's beginning-of-sequence token first, so that the first token is scored too.
+
+    Raises:
+        InputError: an empty sequence, one with nothing to score, or ids outside the vocabulary.
+        TokenizerError: no BOS token, or no complement. NonFiniteError: NaN logits, naming the sequence.
+    """
+    if isinstance(sequences, str | bytes):
+        raise InputError("sequences must be a list", given="one text", fix="pass [text]")
+    was_training = model.training
+    model.eval()
+    rows = [to_ids(model, tokenizer, sequence, f"sequence {i}") for i, sequence in enumerate(sequences)]
+    other = [_reverse_complement(row, tokenizer) for row in rows] if both_strands else []
+    prefix = _bos(tokenizer) if bos else torch.empty(0, dtype=torch.int64)
+    all_rows = [torch.cat([prefix, row]) for row in [*rows, *other]]
+    for i, row in enumerate(all_rows):
+        if len(row) < 2:
+            raise InputError(f"sequence {i} has nothing to score", given="1 token", expected="at least 2", fix="pass bos=True if the tokenizer has a BOS token")
+    log_probs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(all_rows)
+    for batch in batches(all_rows):
+        for index, values in zip(batch, _log_probs(model, [all_rows[i] for i in batch], batch)):
+            log_probs[index] = values
+    model.train(was_training)
+    strands = [log_probs[: len(rows)], *([log_probs[len(rows) :]] if both_strands else [])]
+    return [_summary(values) for values in zip(*strands)]
+
+
+def _log_probs(model: Model, rows: list[Tensor], names: list[int]) -> list[NDArray[np.float32]]:
+    ids, lengths = pad_right(rows)
+    pieces = []
+    for start, hidden in hidden_chunks(model, ids[:, :-1]):
+        turn = max(1, _LOGITS // (len(rows) * model.config.vocab_size))
+        for offset in range(0, hidden.shape[1], turn):
+            part = hidden[:, offset : offset + turn]
+            targets = ids[:, start + offset + 1 : start + offset + 1 + part.shape[1]].to(hidden.device)
+            log_softmax = torch.log_softmax(model.logits(part), dim=-1)
+            pieces.append(log_softmax.gather(2, targets[..., None])[..., 0].cpu())
+    whole = torch.cat(pieces, dim=1)
+    result = []
+    for row, length, name in zip(whole, lengths.tolist(), names):
+        values = row[: length - 1]
+        if torch.isnan(values).any():
+            raise NonFiniteError(f"the model's logits are not a number for sequence {name}", fix="check its weights")
+        result.append(values.float().numpy())
+    return result
+
+
+def _summary(strands: tuple[NDArray[np.float32], ...]) -> Score:
+    totals = [math.fsum(values.tolist()) for values in strands]
+    total, tokens = sum(totals) / len(totals), len(strands[0])
+    return Score(strands[0], total, total / tokens, tokens)
+
+
+def _reverse_complement(row: Tensor, tokenizer: Tokenizer | None) -> Tensor:
+    table = None if tokenizer is None else tokenizer.complement_ids
+    if table is None:
+        raise TokenizerError("both strands need a tokenizer of nucleotides", given=None if tokenizer is None else tokenizer.type)
+    return torch.tensor(table)[row.flip(0)]
+
+
+def _bos(tokenizer: Tokenizer | None) -> Tensor:
+    if tokenizer is None or tokenizer.bos_id is None:
+        raise TokenizerError("this tokenizer has no BOS token", fix="score without bos")
+    return torch.tensor([tokenizer.bos_id])

@@ -1,0 +1,1 @@
+"""Training runs: a ``TrainConfig`` and data in, a run folder with a model out (``loop.train``)."""

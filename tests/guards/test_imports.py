@@ -1,0 +1,58 @@
+"""What importing costs: configurations, tokenizers, data and --help come without torch, ``import crocuta`` nearly free.
+
+Each case is a fresh process, and looks at which modules it loaded, never at the clock.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[2] / "src" / "crocuta"
+HEAVY = {"torch", "numpy", "matplotlib", "tensorboard", "tokenizers", "yaml", "typer", "rich", "safetensors"}
+
+
+def loaded(code: str) -> set[str]:
+    """Names of the modules that a fresh interpreter holds after ``code``."""
+    script = f"import sys\n{code}\nprint('\\0' + '\\0'.join(sys.modules), end='', file=sys.stderr)"
+    environment = os.environ | {"COLUMNS": "100"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split("\0")[1:])
+
+
+def submodules(part: str) -> list[str]:
+    paths = sorted((PACKAGE / part).glob("*.py"))
+    return [f"crocuta.{part}" + ("" if p.stem == "__init__" else f".{p.stem}") for p in paths]
+
+
+TORCH_FREE = [
+    "crocuta.errors",
+    "crocuta.schema",
+    "crocuta.config",
+    "crocuta.presets",
+    *submodules("tokenizers"),
+    *submodules("data"),
+]
+
+
+def test_importing_crocuta_loads_nothing_heavy() -> None:
+    modules = loaded("import crocuta")
+    assert "crocuta" in modules
+    assert modules & HEAVY == set()
+    assert {name for name in modules if name.startswith("crocuta.")} <= {"crocuta.errors"}
+
+
+def test_the_torch_free_modules_are_so_together() -> None:
+    code = "\n".join(f"import {name}\nassert 'torch' not in sys.modules, {name!r}" for name in TORCH_FREE)
+    assert set(TORCH_FREE) <= loaded(code)
+    assert len(TORCH_FREE) >= 12
+
+
+def test_configurations_need_no_third_party_at_all() -> None:
+    modules = loaded("import crocuta.presets\ncrocuta.presets.preset('evo2-40b-1m').to_json()")
+    assert modules & HEAVY == set()
+
+
+def test_the_guard_sees_torch() -> None:
+    assert "torch" in loaded("import crocuta.ops.norm")
