@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from itertools import cycle
 from types import MappingProxyType
 
 from crocuta.config import (
@@ -61,8 +62,8 @@ def striped(
     Raises ConfigError for a layer index outside 0..num_layers-1.
     """
     mlp = GatedMLPConfig(intermediate_size=_gated_width(hidden_size, mlp_multiple))
-    hyena, attention = HyenaConfig(filter=filter), AttentionConfig(num_heads=num_heads)
-    mixers = _stripes(num_layers, attention_layers, hyena, attention)
+    attention = AttentionConfig(num_heads=num_heads)
+    mixers = _stripes(num_layers, attention_layers, attention, HyenaConfig(filter=filter))
     blocks = tuple(BlockConfig(mixer=mixer, mlp=mlp, dropout=dropout) for mixer in mixers)
     return ModelConfig(vocab_size=vocab_size, hidden_size=hidden_size, blocks=blocks, embedding_dropout=dropout)
 
@@ -73,8 +74,9 @@ def _gated_width(hidden_size: int, multiple: int) -> int:
 
 
 def _stripes(
-    num_layers: int, attention_layers: Collection[int], hyena: MixerConfig, attention: MixerConfig
+    num_layers: int, attention_layers: Collection[int], attention: AttentionConfig, *hyenas: HyenaConfig
 ) -> list[MixerConfig]:
+    """The mixer of every layer: attention where it is told, elsewhere the given kinds of Hyena in turn."""
     outside = [layer for layer in attention_layers if not 0 <= layer < num_layers]
     if outside:
         raise ConfigError(
@@ -82,7 +84,8 @@ def _stripes(
             given=outside,
             expected=f"indices from 0 to {num_layers - 1}",
         )
-    return [attention if layer in attention_layers else hyena for layer in range(num_layers)]
+    turn = cycle(hyenas)
+    return [attention if layer in attention_layers else next(turn) for layer in range(num_layers)]
 
 
 # --- published families ---
@@ -114,7 +117,7 @@ def _striped_hyena_1(
     """Blocks of StripedHyena 1: complex modal filters, and a bias on every projection of a Hyena layer."""
     poles = ComplexModalFilterConfig(modes=modes, poles="raw")
     hyena = HyenaConfig(filter=poles, short_bias=True, projection_bias=True)
-    mixers = _stripes(num_layers, attention_layers, hyena, attention)
+    mixers = _stripes(num_layers, attention_layers, attention, hyena)
     return tuple(BlockConfig(mixer=mixer, mlp=mlp, norm=norm) for mixer in mixers)
 
 
@@ -171,7 +174,7 @@ def _evo2(
     intermediate_size: int,
     rope: RopeConfig,
 ) -> ModelConfig:
-    """Evo 2 (StripedHyena 2): Hyena-SE, -MR and -LI in turn, starting again after every attention layer."""
+    """Evo 2 (StripedHyena 2): Hyena-SE, -MR and -LI in turn, and attention between them."""
     short = HyenaConfig(filter=ExplicitFilterConfig(taps=7, groups=groups), skip=False)
     medium = HyenaConfig(filter=ExplicitFilterConfig(taps=128, groups=groups))
     long = HyenaConfig(filter=RealModalFilterConfig(modes=16, poles="raw"))
@@ -179,16 +182,9 @@ def _evo2(
     # In training a configuration slip left the gates linear after the first layer; the weights know no other.
     first = GatedMLPConfig(intermediate_size=intermediate_size, activation="gelu")
     later = GatedMLPConfig(intermediate_size=intermediate_size, activation="identity")
-    blocks: list[BlockConfig] = []
-    turn = 0
-    for layer in range(num_layers):
-        mixer: MixerConfig
-        if layer in attention_layers:
-            mixer, turn = attention, 0
-        else:
-            mixer, turn = (short, medium, long)[turn % 3], turn + 1
-        blocks.append(BlockConfig(mixer=mixer, mlp=later if layer else first))
-    return ModelConfig(vocab_size=512, hidden_size=hidden_size, blocks=tuple(blocks))
+    mixers = _stripes(num_layers, attention_layers, attention, short, medium, long)
+    blocks = tuple(BlockConfig(mixer=mixer, mlp=later if layer else first) for layer, mixer in enumerate(mixers))
+    return ModelConfig(vocab_size=512, hidden_size=hidden_size, blocks=blocks)
 
 
 def _evo2_rope(base: float, scale: float = 1.0) -> RopeConfig:

@@ -85,7 +85,9 @@ def test_a_folder_is_absent_or_whole_wherever_the_disk_fails(mode, tmp_path, mon
 def test_the_failure_of_a_full_disk_names_path_and_bytes(tmp_path, monkeypatch):
     for k in (0, 1, 2):
         monkeypatch.setattr(commit, "disk", FailingDisk(k, "no space"))
-        with pytest.raises(CheckpointError, match=r"/file: got No space left .*, [\d,]+ bytes free; .*3,000 bytes"):
+        with pytest.raises(
+            CheckpointError, match=r"/file: got No space left .*, [\d,]+ bytes free; .*3,000 bytes"
+        ):
             replace_file(tmp_path / "file", b"x" * 3000)
 
 
@@ -178,7 +180,9 @@ def test_an_existing_target_is_never_overwritten(sealed):
     assert verify_folder(sealed) == ("a.bin", "b.txt")
 
 
-@pytest.mark.parametrize("make", [lambda p: (p / "sub").mkdir(), lambda p: (p / "l").symlink_to("/etc/hosts")])
+@pytest.mark.parametrize(
+    "make", [lambda p: (p / "sub").mkdir(), lambda p: (p / "l").symlink_to("/etc/hosts")]
+)
 def test_only_plain_files_can_be_sealed(make, tmp_path):
     with pytest.raises(CheckpointError, match="cannot seal"):
         write_folder(tmp_path / "target", make)
@@ -226,7 +230,10 @@ def swap(folder: Path) -> None:
         (lambda f: (f / "extra").touch(), "extra is extra"),
         (swap, "a.bin is damaged"),
         (lambda f: ((f / "b.txt").unlink(), (f / "b.txt").mkdir()), "b.txt is not a plain file"),
-        (lambda f: (shutil.move(f / "b.txt", f.parent), (f / "b.txt").symlink_to("../b.txt")), "not a plain file"),
+        (
+            lambda f: (shutil.move(f / "b.txt", f.parent), (f / "b.txt").symlink_to("../b.txt")),
+            "not a plain file",
+        ),
         (lambda f: (f / MANIFEST).write_text("[1]"), "damaged"),
         (lambda f: (f / MANIFEST).write_text('{"files": {"a": 1}}'), "damaged"),
         (lambda f: ((f / MANIFEST).unlink(), os.mkfifo(f / MANIFEST)), "not a regular file"),

@@ -1,6 +1,5 @@
 """Loading gives the saved bits back, is strict about everything, and holds one model and one tensor in memory."""
 
-import os
 import weakref
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import torch
 from torch import Tensor
 
 from crocuta.checkpoints import load as load_module
-from crocuta.checkpoints.files import TensorInfo, write_tensors
+from crocuta.checkpoints import native
+from crocuta.checkpoints.files import TensorFile, TensorInfo, open_tensors, write_tensors
 from crocuta.checkpoints.format import Contents, Format
 from crocuta.checkpoints.load import load
 from crocuta.checkpoints.native import save
@@ -32,7 +32,9 @@ def test_save_then_load_gives_the_same_bits(name, dtype, tmp_path):
     assert tokenizer is None
     assert loaded.config == model.config
     assert not loaded.training
-    for (key, mine), (other, theirs) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
+    for (key, mine), (other, theirs) in zip(
+        model.state_dict().items(), loaded.state_dict().items(), strict=True
+    ):
         assert (key, mine.dtype) == (other, theirs.dtype)
         assert torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8))
     ids = torch.arange(12)[None] % model.config.vocab_size
@@ -213,9 +215,22 @@ def test_a_dtype_that_is_none_for_weights_is_an_input_error(dtype, tmp_path):
         load(tmp_path, dtype=dtype)
 
 
-def test_every_descriptor_is_closed_again(tmp_path):
+def test_the_file_is_closed_however_loading_ends(tmp_path, monkeypatch):
+    opened = []
+
+    def open_and_note(path: Path) -> TensorFile:
+        opened.append(open_tensors(path))
+        return opened[-1]
+
+    monkeypatch.setattr(native, "open_tensors", open_and_note)
     save(build_model(preset("tiny-modal")), None, tmp_path)
-    before = len(os.listdir("/dev/fd"))
-    for _ in range(3):
+    load(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(
+        WeightsFormatError, match=r"manifest.json is damaged.*remove manifest.json if you changed"
+    ):
         load(tmp_path)
-    assert len(os.listdir("/dev/fd")) == before
+    assert len(opened) == 2
+    for file in opened:
+        with pytest.raises(ValueError, match="closed"):
+            file.read("embedding.weight")

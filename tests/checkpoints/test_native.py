@@ -94,7 +94,9 @@ def test_a_save_replaces_the_model_whole_and_leaves_other_files(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "manifest.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "manifest.json", "tokenizer_config.json"]
+)
 def test_files_of_others_are_never_overwritten(name, tmp_path):
     (tmp_path / name).write_text('{"model_type": "gpt2"}')
     with pytest.raises(InputError, match=f"not a crocuta model: got {name}"):
@@ -137,7 +139,9 @@ def saved(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_folder_holds_the_old_or_the_new_model_wherever_the_disk_fails(mode, saved, tmp_path, monkeypatch):
+def test_the_folder_holds_the_old_or_the_new_model_wherever_the_disk_fails(
+    mode, saved, tmp_path, monkeypatch
+):
     monkeypatch.setattr(commit, "disk", disk := FailingDisk())
     save(NEW, ByteTokenizer(), shutil.copytree(saved, tmp_path / "rehearsal"))
     seen = set()
@@ -157,7 +161,12 @@ def test_the_folder_holds_the_old_or_the_new_model_wherever_the_disk_fails(mode,
         seen.add(new)
         monkeypatch.setattr(commit, "disk", FailingDisk())
         save(OLD, None, run)  # the next save copes with whatever is there
-        assert sorted(os.listdir(run)) == ["config.json", "manifest.json", "metrics.jsonl", "model.safetensors"]
+        assert sorted(os.listdir(run)) == [
+            "config.json",
+            "manifest.json",
+            "metrics.jsonl",
+            "model.safetensors",
+        ]
         assert holds(run, OLD, None)
         shutil.rmtree(run)
     assert seen == ({True} if mode == "short write" else {False, True})
@@ -188,7 +197,9 @@ def test_a_save_during_a_load_is_noticed(saved, tmp_path, monkeypatch):
         load(run)
 
 
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer_config.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "file", ["config.json", "model.safetensors", "tokenizer_config.json", "manifest.json"]
+)
 def test_a_flipped_bit_in_any_file_is_found(file, saved, tmp_path):
     run = shutil.copytree(saved, tmp_path / "run")
     size = os.path.getsize(run / file)
@@ -220,7 +231,11 @@ def test_a_folder_put_together_by_hand_is_read(saved, tmp_path):
     ("changes", "error", "reason"),
     [
         ({"version": 2}, WeightsFormatError, "config.json is of another format.*newer"),
-        ({"hiden_size": 3}, ConfigError, "config.json: unknown field 'hiden_size'.*did you mean 'hidden_size'"),
+        (
+            {"hiden_size": 3},
+            ConfigError,
+            "config.json: unknown field 'hiden_size'.*did you mean 'hidden_size'",
+        ),
         ({"vocab_size": "512"}, ConfigError, "config.json: vocab_size has the wrong type"),
         ({"hidden_size": 1 << 62, "vocab_size": 1 << 62}, ConfigError, "cannot be built"),
     ],

@@ -64,7 +64,12 @@ def test_the_safetensors_package_reads_and_writes_the_same(tmp_path):
 
 def test_views_are_written_as_they_look(tmp_path):
     base = torch.arange(24.0).reshape(4, 6)
-    tensors = {"t": base.t(), "step": base[:, ::2], "expanded": torch.ones(1).expand(3), "p": torch.nn.Parameter(base)}
+    tensors = {
+        "t": base.t(),
+        "step": base[:, ::2],
+        "expanded": torch.ones(1).expand(3),
+        "p": torch.nn.Parameter(base),
+    }
     write_tensors(tmp_path / "t", tensors)
     assert_same_bits(read_tensors(tmp_path / "t"), {name: t.detach() for name, t in tensors.items()})
 
@@ -79,11 +84,16 @@ def test_bytes_depend_only_on_the_contents(tmp_path):
 
 def test_every_tensor_is_aligned_to_its_item(tmp_path):
     path = tmp_path / "t"
-    write_tensors(path, {"a": torch.zeros(3, dtype=torch.int8), "b": torch.zeros(1), "c": torch.zeros(1).double()})
+    write_tensors(
+        path, {"a": torch.zeros(3, dtype=torch.int8), "b": torch.zeros(1), "c": torch.zeros(1).double()}
+    )
     length = struct.unpack("<Q", path.read_bytes()[:8])[0]
     header = json.loads(path.read_bytes()[8 : 8 + length])
     assert length % 8 == 0
-    assert all(e["data_offsets"][0] % (e["data_offsets"][1] - e["data_offsets"][0]) == 0 or n == "a" for n, e in header.items())
+    assert all(
+        e["data_offsets"][0] % (e["data_offsets"][1] - e["data_offsets"][0]) == 0 or n == "a"
+        for n, e in header.items()
+    )
 
 
 def test_values_do_not_follow_the_file(tmp_path):
@@ -136,7 +146,9 @@ def raw(header: object, data: bytes = b"", length: int | None = None) -> bytes:
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
-def entry(dtype: object = "F32", shape: object = (1,), begin: object = 0, end: object = 4, **more: object) -> dict:
+def entry(
+    dtype: object = "F32", shape: object = (1,), begin: object = 0, end: object = 4, **more: object
+) -> dict:
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end], **more}
 
 
@@ -147,7 +159,10 @@ UNSOUND = {
     "no header": (struct.pack("<Q", 0) + FOUR, "header length"),
     "header longer than the file": (raw({}, length=1 << 20), "header length"),
     "header of 2^63 bytes": (raw({}, length=1 << 63), "header length"),
-    "header over the limit": (raw({}, b" " * (MAX_JSON_BYTES + 9), length=MAX_JSON_BYTES + 1), "header length"),
+    "header over the limit": (
+        raw({}, b" " * (MAX_JSON_BYTES + 9), length=MAX_JSON_BYTES + 1),
+        "header length",
+    ),
     "not JSON": (raw(b"{x}"), "bad safetensors header"),
     "not UTF-8": (raw(b'{"\xff": 1}'), "utf-8"),
     "UTF-16": (raw('{"a": 1}'.encode("utf-16")), "utf-8"),
@@ -174,7 +189,10 @@ UNSOUND = {
     "negative dimension": (raw({"a": entry(shape=[-1, -1])}, FOUR), "impossible shape"),
     "dimension that is true": (raw({"a": entry(shape=[True])}, FOUR), "impossible shape"),
     "dimension that is a float": (raw({"a": entry(shape=[1.0])}, FOUR), "impossible shape"),
-    "huge dimensions around zero": (raw({"a": entry(shape=[0, 1 << 40, 1 << 40], end=0)}), "impossible shape"),
+    "huge dimensions around zero": (
+        raw({"a": entry(shape=[0, 1 << 40, 1 << 40], end=0)}),
+        "impossible shape",
+    ),
     "shape that is text": (raw({"a": entry(shape="1")}, FOUR), "impossible shape"),
     "offsets too small": (raw({"a": entry(shape=[2])}, FOUR), "do not fit"),
     "offsets reversed": (raw({"a": entry(begin=4, end=0)}, FOUR), "do not fit"),

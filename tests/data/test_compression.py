@@ -139,6 +139,12 @@ def test_lines_are_those_of_the_file(tmp_path_factory, lines, crlf, block):
         assert list(read_lines(path)) == expected
 
 
+def test_only_the_first_byte_order_mark_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_BLOCK", 4)
+    (tmp_path / "x").write_bytes(b"\xef\xbb\xbfa\xef\xbb\xbfb\n")  # the second starts a block
+    assert list(read_lines(tmp_path / "x")) == [b"a\xef\xbb\xbfb"]
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "out"
     path.write_bytes(b"old")

@@ -63,6 +63,7 @@ def test_written_bytes_by_hand_and_repeatable(tmp_path):
     for name in ("1.gz", "2.gz"):
         write_fasta(records, tmp_path / name)
     assert (tmp_path / "1.gz").read_bytes() == (tmp_path / "2.gz").read_bytes()
+    assert (tmp_path / "1.gz").read_bytes()[3:8] == bytes(5)  # neither file name nor time
 
 
 TEXT = b">a one\nACgt\nNN\n>b\nTTT\n"

@@ -64,6 +64,14 @@ def test_broken_files_name_file_line_and_reason(tmp_path, monkeypatch, name, blo
     assert reason in message
 
 
+@pytest.mark.parametrize("block", range(4, 12))
+def test_a_mark_inside_a_line_starts_no_record_wherever_a_block_ends(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(files, "_BLOCK", block)
+    (tmp_path / "x.fa").write_bytes(b">a\nACGT>CA\nA\n")
+    with pytest.raises(SequenceFormatError, match=r"x\.fa:2: illegal letter .*'>'"):
+        list(read_fasta(tmp_path / "x.fa"))
+
+
 def test_the_longest_header_is_accepted(tmp_path):
     (tmp_path / "x.fa").write_bytes(b">" + b"x" * (MAX_HEADER - 1) + b"\nA\n")
     assert len(next(read_fasta(tmp_path / "x.fa")).id) == MAX_HEADER - 1

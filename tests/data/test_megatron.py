@@ -63,6 +63,12 @@ def test_read_inverts_write_also_where_long_documents_are_cut(tmp_path_factory, 
     assert not dataset.tokens.flags.writeable
 
 
+def test_a_document_longer_than_a_sequence_can_be_becomes_several(tmp_path, monkeypatch):
+    monkeypatch.setattr(megatron, "_MAX_SEQUENCE", 2)
+    write(tmp_path / "x", [[1, 2, 3, 4, 5], [6, 7]])
+    assert (tmp_path / "x.idx").read_bytes() == hand_written_index(1, [2, 2, 1, 2], [0, 2, 4, 5], [0, 3, 4])
+
+
 def test_documents_of_several_sequences_are_read(tmp_path):
     (tmp_path / "x.bin").write_bytes(struct.pack("<5i", 7, 8, 9, 70000, 11))
     (tmp_path / "x.idx").write_bytes(hand_written_index(4, [2, 1, 2], [0, 8, 12], [0, 2, 3]))

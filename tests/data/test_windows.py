@@ -143,23 +143,43 @@ def test_impossible_splits():
         split(numbered([1]), 0.5)
 
 
-@given(st.integers(2, 60), st.integers(1, 70), st.integers(1, 4))
-def test_held_out_windows_cover_every_target_once(total, length, num_pieces):
-    inputs, targets, mask = held_out_windows(pieced([total], num_pieces), length)
+@st.composite
+def window_shapes(draw):
+    length = draw(st.integers(1, 70))
+    return draw(st.integers(2, 90)), length, draw(st.integers(0, length - 1)), draw(st.integers(1, 4))
+
+
+@given(window_shapes())
+def test_held_out_windows_cover_every_target_once(shape):
+    total, length, context, num_pieces = shape
+    inputs, targets, mask = held_out_windows(pieced([total], num_pieces), length, context)
     assert inputs.shape == targets.shape == mask.shape
     assert inputs.shape[1] == length
     assert targets[mask].tolist() == list(range(1, total))
-    assert inputs[mask].tolist() == list(range(total - 1))
-    assert (inputs[~mask] == 0).all()
-    assert (targets[~mask] == 0).all()
-    assert mask.any(axis=1).all()
-    assert (np.diff(mask.astype(int), axis=1) <= 0).all()  # filled on the right only
+    assert (targets[mask] == inputs[mask] + 1).all()
+    assert mask.any(axis=1).all()  # no row for nothing
 
 
-@pytest.mark.parametrize(("total", "length"), [(1, 4), (5, 0)])
-def test_impossible_windows(total, length):
+@given(window_shapes())
+def test_held_out_windows_hold_the_stream_and_nothing_after_it(shape):
+    total, length, context, num_pieces = shape
+    inputs, targets, _ = held_out_windows(pieced([total], num_pieces), length, context)
+    place = (length - context) * np.arange(len(inputs))[:, None] + np.arange(length)
+    assert (inputs == np.where(place < total - 1, place, 0)).all()
+    assert (targets == np.where(place < total - 1, place + 1, 0)).all()
+
+
+@given(window_shapes())
+def test_every_target_but_those_of_the_first_row_has_its_context(shape):
+    total, length, context, num_pieces = shape
+    _, _, mask = held_out_windows(pieced([total], num_pieces), length, context)
+    assert not mask[1:, :context].any()
+
+
+@pytest.mark.parametrize(("total", "length", "context"), [(1, 4, 0), (5, 0, 0), (5, 4, 4), (5, 4, -1)])
+def test_impossible_windows(total, length, context):
     with pytest.raises(InputError, match="cannot cut"):
-        held_out_windows(numbered([total]), length)
+        held_out_windows(numbered([total]), length, context)
 
 
 def test_ids_of_foreign_files_can_be_checked():

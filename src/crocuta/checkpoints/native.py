@@ -210,8 +210,6 @@ def _owned(folder: Path) -> set[str]:
 
 
 def _place(source: Path, target: Path) -> None:
-    if target.exists() and os.path.samefile(source, target):
-        return
     temporary = commit.temporary_path(target.with_name(INCOMING))
     try:
         commit.disk.link(source, temporary)

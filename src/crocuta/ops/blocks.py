@@ -26,6 +26,8 @@ def pad_to_blocks(u: Float[Tensor, "d b l"], block: int) -> Float[Tensor, "d b m
     """Cut time into blocks; the last one is filled with zeros."""
     d, b, l = u.shape
     count = -(-l // block)
+    if l == count * block:  # F.pad copies even where it adds nothing
+        return u.reshape(d, b, count, block)
     return F.pad(u, (0, count * block - l)).view(d, b, count, block)
 
 
@@ -41,17 +43,3 @@ def toeplitz_adjoint(matrix: Float[Tensor, "g c c"]) -> Float[Tensor, "g c"]:
     g, c, _ = matrix.shape
     rows = F.pad(matrix, (0, c))
     return rows.as_strided((g, c, c), (2 * c * c, 2 * c + 1, 1)).sum(1)
-
-
-def band(taps: Float[Tensor, "g k"], block: int) -> Float[Tensor, "g w c"]:
-    """M[q, j] = taps[k - 1 + j - q] where defined: maps a window of c + k - 1 inputs to its last c outputs."""
-    k = taps.shape[1]
-    padded = F.pad(taps.flip(1), (block - 1, block - 1))
-    return padded.unfold(1, block + k - 1, 1).flip(1).transpose(1, 2)
-
-
-def band_adjoint(matrix: Float[Tensor, "g w c"], taps: int) -> Float[Tensor, "g k"]:
-    """Adjoint of ``band``: column j of the matrix holds the flipped taps in rows j .. j + k - 1."""
-    g, window, block = matrix.shape
-    columns = matrix.transpose(1, 2).contiguous()
-    return columns.as_strided((g, block, taps), (block * window, window + 1, 1)).sum(1).flip(1)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from crocuta.ops.blocks import band, band_adjoint, channels_first, compute_dtype
+from crocuta.ops.blocks import channels_first, compute_dtype, pad_to_blocks, toeplitz, toeplitz_adjoint
 
 
 def fir(
@@ -45,50 +45,72 @@ def next_tail(
     return whole.gather(1, index[:, :, None].expand(-1, -1, u.shape[2]))
 
 
-def apply_band(
-    u: Float[Tensor, "d b l"], taps: Float[Tensor, "g k"], tail: Tensor | None
-) -> Float[Tensor, "d b l"]:
-    """The FIR of [d b l] inputs without autograd; the core of ``fir`` and of ``gate.fir_gate``."""
-    d, b, l = u.shape
-    windows, block = _windows(u, taps.shape, tail)
-    y = torch.bmm(windows, band(taps, block))
+def apply_taps(u: Float[Tensor, "d b l"], taps: Float[Tensor, "g k"], tail: Tensor | None) -> Float[Tensor, "d b l"]:
+    """The FIR of [d b l] inputs without autograd; the core of ``fir`` and of ``gate.fir_gate``.
+
+    Outputs of a block are its inputs times a Toeplitz matrix, and the first k - 1 of them also the last k - 1 inputs
+    of the block before times a small one.
+    """
+    (d, b, l), (g, k) = u.shape, taps.shape
+    block = _block(k, l)
+    blocks = pad_to_blocks(u, block)
+    y = torch.bmm(blocks.reshape(g, -1, block), toeplitz(_fit(taps, block)))
+    if k > 1:
+        y[..., : k - 1] += torch.bmm(_before(blocks, k, tail).reshape(g, -1, k - 1), _carry(taps))
     return y.view(d, b, -1)[:, :, :l]
 
 
-def apply_band_adjoint(
+def apply_taps_adjoint(
     dy: Float[Tensor, "d b l"], u: Tensor, taps: Float[Tensor, "g k"], tail: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of ``apply_band`` for u, taps and tail."""
+    """Gradients of ``apply_taps`` for u, taps and tail."""
     (d, b, l), (g, k) = u.shape, taps.shape
-    windows, block = _windows(u, taps.shape, tail)
-    count = -(-l // block)
-    dy_blocks = F.pad(dy, (0, count * block - l)).reshape(g, -1, block)
-    dtaps = band_adjoint(torch.bmm(windows.transpose(1, 2), dy_blocks), k)
-    dwindows = torch.bmm(dy_blocks, band(taps, block).transpose(1, 2)).view(d, b, count, block + k - 1)
-    dpast = dy.new_zeros(d, b, count * block + k - 1)
-    dpast[:, :, k - 1 :] = dwindows[..., k - 1 :].reshape(d, b, count * block)
-    if k > 1:  # each window's first k - 1 inputs are the last ones of the block before it
-        overlap = dpast[:, :, : count * block].view(d, b, count, block)[..., : k - 1]
-        overlap += dwindows[..., : k - 1]
-    return dpast[:, :, k - 1 : k - 1 + l], dtaps, None if tail is None else dpast[:, :, : k - 1]
+    block = _block(k, l)
+    blocks, dy_blocks = pad_to_blocks(u, block), pad_to_blocks(dy, block).reshape(g, -1, block)
+    du = torch.bmm(dy_blocks, toeplitz(_fit(taps, block)).transpose(1, 2)).view(blocks.shape)
+    dtaps = _fit(toeplitz_adjoint(torch.bmm(blocks.reshape(g, -1, block).transpose(1, 2), dy_blocks)), k)
+    dtail = None
+    if k > 1:
+        first = dy_blocks[..., : k - 1]
+        dbefore = torch.bmm(first, _carry(taps).transpose(1, 2)).view(d, b, -1, k - 1)
+        du[:, :, :-1, block - k + 1 :] += dbefore[:, :, 1:]
+        dtail = None if tail is None else dbefore[:, :, 0]
+        dcarry = torch.bmm(_before(blocks, k, tail).reshape(g, -1, k - 1).transpose(1, 2), first)
+        dtaps[:, 1:] += toeplitz_adjoint(dcarry.transpose(1, 2)).flip(1)
+    elif tail is not None:
+        dtail = torch.zeros_like(tail)
+    return du.view(d, b, -1)[:, :, :l], dtaps, dtail
 
 
-def _windows(u: Tensor, taps_shape: torch.Size, tail: Tensor | None) -> tuple[Float[Tensor, "g r w"], int]:
-    """Overlapping windows of block + k - 1 inputs, and the block length."""
-    (d, b, l), (g, k) = u.shape, taps_shape
-    block = min(max(32, 1 << max(0, k - 2).bit_length()), max(k - 1, 1 << max(0, l - 1).bit_length()))
-    count = -(-l // block)
-    past = u.new_zeros(d, b, k - 1) if tail is None else tail
-    padded = F.pad(torch.cat([past, u], dim=2), (0, count * block - l))
-    return padded.unfold(2, block + k - 1, block).reshape(g, (d // g) * b * count, block + k - 1), block
+def _block(taps: int, length: int) -> int:
+    """At least 32 and at least k - 1, but no longer than a short input needs."""
+    wanted = max(32, 1 << max(0, taps - 2).bit_length())
+    return min(wanted, max(taps - 1, 1 << max(0, length - 1).bit_length()))
+
+
+def _fit(taps: Tensor, length: int) -> Tensor:
+    """The first ``length`` taps, zeros where there are none."""
+    return F.pad(taps, (0, length - taps.shape[1]))
+
+
+def _carry(taps: Float[Tensor, "g k"]) -> Float[Tensor, "g t t"]:
+    """C[i, j] = taps[k - 1 + j - i] for j <= i: from the last inputs of a block to the first outputs of the next."""
+    return toeplitz(taps[:, 1:].flip(1)).transpose(1, 2)
+
+
+def _before(blocks: Float[Tensor, "d b m c"], taps: int, tail: Tensor | None) -> Float[Tensor, "d b m t"]:
+    """The k - 1 inputs before each block."""
+    d, b, _, block = blocks.shape
+    first = blocks.new_zeros(d, b, 1, taps - 1) if tail is None else tail[:, :, None]
+    return torch.cat([first, blocks[:, :, :-1, block - taps + 1 :]], dim=2)
 
 
 class _FIR(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u: Tensor, taps: Tensor, tail: Tensor | None) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(u, taps, tail)
-        return apply_band(u, taps, tail)
+        return apply_taps(u, taps, tail)
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:  # type: ignore[override]
-        return apply_band_adjoint(dy, *ctx.saved_tensors)
+        return apply_taps_adjoint(dy, *ctx.saved_tensors)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crocuta.ops.blocks import channels_first, compute_dtype
-from crocuta.ops.fir import apply_band, apply_band_adjoint
+from crocuta.ops.fir import apply_taps, apply_taps_adjoint
 
 
 def fir_gate(
@@ -23,37 +23,33 @@ def fir_gate(
     """
     dtype = compute_dtype(z.dtype)
     past = None if tail is None else channels_first(tail, dtype)
-    zero = taps.new_zeros(taps.shape[0]) if bias is None else bias
-    x2, u = _FIRGate.apply(channels_first(z, dtype), taps.to(dtype), zero.to(dtype), past)
+    offset = None if bias is None else bias.to(dtype)
+    x2, u = _FIRGate.apply(channels_first(z, dtype), taps.to(dtype), offset, past)
     return x2.permute(1, 2, 0).to(z.dtype), u.permute(1, 2, 0).to(z.dtype)
 
 
 class _FIRGate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z: Tensor, taps: Tensor, bias: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(ctx, z: Tensor, taps: Tensor, bias: Tensor | None, tail: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         ctx.save_for_backward(z, taps, bias, tail)
         d = z.shape[0] // 3
-        past = (None, None) if tail is None else (tail[:d], tail[d:])
-        x2 = apply_band(z[:d], taps[:d], past[0]) + bias[:d, None, None]
-        pair = apply_band(z[d:], taps[d:], past[1]) + bias[d:, None, None]
-        return x2, pair[:d] * pair[d:]
+        pair = _filtered(slice(d, None), z, taps, bias, tail)
+        return _filtered(slice(0, d), z, taps, bias, tail), pair[:d] * pair[d:]
 
     @staticmethod
-    def backward(ctx, dx2: Tensor, du: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # type: ignore[override]
+    def backward(ctx, dx2: Tensor, du: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # type: ignore[override]
         z, taps, bias, tail = ctx.saved_tensors
         d = z.shape[0] // 3
-        past = None if tail is None else tail[d:]
-        pair = apply_band(z[d:], taps[d:], past) + bias[d:, None, None]
+        pair = _filtered(slice(d, None), z, taps, bias, tail)
         dc = torch.empty_like(z)
         dc[:d] = dx2
         torch.mul(du, pair[d:], out=dc[d : 2 * d])
         torch.mul(du, pair[:d], out=dc[2 * d :])
         del pair
-        return (*_with_bias(apply_band_adjoint(dc, z, taps, tail), dc),)
+        dz, dtaps, dtail = apply_taps_adjoint(dc, z, taps, tail)
+        return dz, dtaps, None if bias is None else dc.sum((1, 2)), dtail
 
 
-def _with_bias(
-    gradients: tuple[Tensor, Tensor, Tensor | None], dc: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    dz, dtaps, dtail = gradients
-    return dz, dtaps, dc.sum((1, 2)), dtail
+def _filtered(part: slice, z: Tensor, taps: Tensor, bias: Tensor | None, tail: Tensor | None) -> Tensor:
+    y = apply_taps(z[part], taps[part], None if tail is None else tail[part])
+    return y if bias is None else y.add_(bias[part, None, None])

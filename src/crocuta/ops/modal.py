@@ -13,13 +13,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from crocuta.ops.blocks import channels_first, compute_dtype, pad_to_blocks, toeplitz, toeplitz_adjoint
 
-BLOCK = 64
-"""Tokens a block of the chunked form: 2·64 flops a token inside, l / 64 states between (docs/decisions.md)."""
+BLOCK = 32
+"""Tokens a block of the chunked form: 2·32 flops a token inside, l / 32 states between (docs/decisions.md)."""
+
+SPAN = 16
+"""Blocks a span of the scan over blocks: spans side by side, then one step a span, so that rounding adds up over
+l / (BLOCK · SPAN) steps instead of l."""
 
 
 class ModalTables(NamedTuple):
@@ -29,6 +34,7 @@ class ModalTables(NamedTuple):
     read: Tensor  # [g c m]: p^(c-1-i), input i of a block to the state after the block
     write: Tensor  # [g m c]: R p^(j+1), the state before a block to output j
     powers: Tensor  # [g n c+1] complex or real: p^0 .. p^c
+    jumps: Tensor  # [g n SPAN+1] complex or real: p^0, p^c .. p^(SPAN c), for the scan over blocks
 
 
 def modal_powers(log_poles: Float[Tensor, "g n *z"], count: int) -> Tensor:
@@ -73,7 +79,10 @@ def modal_tables(
     taps = (output[..., :block].real if output.is_complex() else output[..., :block]).sum(1).to(dtype)
     read = _real_pairs(powers[..., :block].flip(-1).transpose(1, 2), dtype)
     write = _real_pairs(output[..., 1:].transpose(1, 2), dtype, conjugate=True).transpose(1, 2)
-    return ModalTables(taps, read, write, powers.to(_modes_dtype(powers, dtype)))
+    modes_dtype = _modes_dtype(powers, dtype)
+    with torch.no_grad():
+        jumps = modal_powers(log_poles * block, SPAN + 1)
+    return ModalTables(taps, read, write, powers.to(modes_dtype), jumps.to(modes_dtype))
 
 
 def chunked(
@@ -97,9 +106,7 @@ def chunked(
     )
     modes_shape = tables.powers.shape[1:2] + ((2,) if tables.powers.is_complex() else ())
     start = u.new_zeros(b, d, *modes_shape, dtype=dtype) if state is None else state
-    y, last = _Chunked.apply(
-        channels_first(u, dtype), taps.to(dtype), tables.read, tables.write, tables.powers, start
-    )
+    y, last = _Chunked.apply(channels_first(u, dtype), taps.to(dtype), *tables[1:], start)
     y = y.permute(1, 2, 0).to(u.dtype)
     return (y if skip is None or fused else y + skip.to(u.dtype) * u), last
 
@@ -170,41 +177,35 @@ class _Chunked(torch.autograd.Function):
     """[d b l] inputs and tables -> outputs and last state, with a backward pass made of the same products."""
 
     @staticmethod
-    def forward(ctx, u, taps, read, write, powers, state):  # type: ignore[override]
-        tables = ModalTables(taps, read, write, powers)
+    def forward(ctx, u, taps, read, write, powers, jumps, state):  # type: ignore[override]
+        tables = ModalTables(taps, read, write, powers, jumps)
         blocks, rows = _block_inputs(u, taps.shape)
         y = torch.bmm(blocks, toeplitz(taps))
         before, last = _block_states(blocks, rows, tables, state, u.shape[2])
-        torch.baddbmm(y, before, write, out=y)
-        ctx.save_for_backward(u, *tables, state, before)
+        y.baddbmm_(before, write)
+        ctx.save_for_backward(u, *tables, before)
         return y.view(*u.shape[:2], -1)[:, :, : u.shape[2]], last
 
     @staticmethod
     def backward(ctx, dy, dlast):  # type: ignore[override]
-        u, taps, read, write, powers, state, before = ctx.saved_tensors
-        (d, b, l), (g, c) = u.shape, taps.shape
+        u, taps, read, write, powers, jumps, before = ctx.saved_tensors
+        (d, b, l), (g, c), m = u.shape, taps.shape, read.shape[2]
         blocks, rows = _block_inputs(u, taps.shape)
         dy_blocks, _ = _block_inputs(dy, taps.shape)
         dtaps = toeplitz_adjoint(torch.bmm(blocks.transpose(1, 2), dy_blocks))
         dwrite = torch.bmm(before.transpose(1, 2), dy_blocks)
         dbefore = torch.bmm(dy_blocks, write.transpose(1, 2))
-        dafter, dstate, dpowers = _scan_adjoint(dbefore, before, dlast, rows, powers, l, c)
+        end = _by_block(dlast.to(u.dtype), rows, g)
         remainder = l - (rows[2] - 1) * c
-        du = torch.baddbmm(torch.bmm(dy_blocks, toeplitz(taps).transpose(1, 2)), dafter, read.transpose(1, 2))
-        dread = torch.bmm(blocks.transpose(1, 2), dafter)
+        dafter, dstate, dpowers = _scan_adjoint(dbefore, before, end, rows, powers, jumps, remainder)
+        du = torch.bmm(dy_blocks, toeplitz(taps).transpose(1, 2)).baddbmm_(dafter, read.transpose(1, 2))
         du = du.view(d, b, -1)[:, :, :l]
-        if remainder < c:  # the last, short block reads its inputs with powers that end at its own last token
-            tail, dtail = (
-                u[:, :, -remainder:].reshape(g, -1, remainder),
-                _flat(dlast).view(b, g, -1, read.shape[2]),
-            )
-            dtail = dtail.permute(1, 2, 0, 3).reshape(g, -1, read.shape[2]).to(u.dtype)
-            du = du.clone()
-            du[:, :, -remainder:] += torch.bmm(dtail, read[:, c - remainder :].transpose(1, 2)).view(
-                d, b, remainder
-            )
-            dread[:, c - remainder :] += torch.bmm(tail.transpose(1, 2), dtail)
-        return du, dtaps, dread, dwrite, dpowers, dstate
+        dread = torch.bmm(blocks.transpose(1, 2), dafter)
+        # the last block, full or not, reads its inputs with powers that end at its own last token
+        tail, dtail = u[:, :, l - remainder :].reshape(g, -1, remainder), end.reshape(g, -1, m)
+        du[:, :, l - remainder :] += torch.bmm(dtail, read[:, c - remainder :].transpose(1, 2)).view(d, b, remainder)
+        dread[:, c - remainder :] += torch.bmm(tail.transpose(1, 2), dtail)
+        return du, dtaps, dread, dwrite, dpowers, None, dstate
 
 
 def _block_inputs(
@@ -216,73 +217,73 @@ def _block_inputs(
     return blocks.reshape(g, -1, c), (d // g, b, blocks.shape[2])
 
 
+def _by_block(state: Tensor, rows: tuple[int, int, int], groups: int) -> Float[Tensor, "g r b m"]:
+    """A state [b d n *z] in the order of the scan."""
+    return state.reshape(rows[1], groups, rows[0], -1).permute(1, 2, 0, 3)
+
+
 def _block_states(
     blocks: Tensor, rows: tuple[int, int, int], tables: ModalTables, state: Tensor, length: int
 ) -> tuple[Tensor, Tensor]:
     """The state before each block [g rows m], and the state after the last token [b d n *z]."""
-    (repeat, b, count), (g, c) = rows, tables.taps.shape
-    m = tables.read.shape[2]
-    first = _flat(state).view(b, g, repeat, m).permute(1, 2, 0, 3)  # [g r b m]
+    (repeat, b, count), (g, c), m = rows, tables.taps.shape, tables.read.shape[2]
     added = torch.bmm(blocks, tables.read).view(g, repeat, b, count, m)
+    before = _scan(_by_block(state, rows, g), added, tables.jumps)
     remainder = length - (count - 1) * c
-    before = torch.empty(count, g, repeat, b, m, dtype=blocks.dtype, device=blocks.device)
-    before[0] = first
-    step = tables.powers[:, :, c]
-    _scan(before, added.permute(3, 0, 1, 2, 4), step)
-    last_added = torch.bmm(
-        blocks.view(g, repeat * b, count, c)[:, :, -1, :remainder], tables.read[:, c - remainder :]
-    )
-    last = _multiply(tables.powers[:, :, remainder], before[-1]) + last_added.view(g, repeat, b, m)
-    last = last.permute(2, 0, 1, 3).reshape(state.shape)
-    return before.permute(1, 2, 3, 0, 4).reshape(g, -1, m), last
+    tail = blocks.view(g, repeat * b, count, c)[:, :, -1, :remainder]
+    last = torch.bmm(tail, tables.read[:, c - remainder :]).view(g, repeat, b, m)
+    last = last + _multiply(tables.powers[:, :, remainder], before[..., -1, :])
+    return before.reshape(g, -1, m), last.permute(2, 0, 1, 3).reshape(state.shape)
 
 
-def _scan(before: Float[Tensor, "m g r b z"], added: Float[Tensor, "m g r b z"], step: Tensor) -> None:
-    """before[i + 1] = step · before[i] + added[i], in place, for all but the last block."""
-    if step.is_complex():
-        before, added = _modes_view(before), _modes_view(added)
-    factor = step[:, None, None, :]
-    for i in range(before.shape[0] - 1):
-        torch.addcmul(added[i], factor, before[i], out=before[i + 1])
+def _scan(first: Float[Tensor, "g r b m"], added: Float[Tensor, "g r b steps m"], jumps: Tensor) -> Tensor:
+    """x[0] = first, x[i + 1] = jumps[1] · x[i] + added[i]; returns x[0 .. steps-1], so the last added is not used.
+
+    More than SPAN steps are cut into spans. Each is first run from zero, all side by side; then the carry goes from
+    span to span by jumps[SPAN], and x = (from zero) + jumps[j] · (carry of its span).
+    """
+    steps = added.shape[3]
+    width = min(SPAN, steps)
+    spans = -(-steps // width)
+    if spans * width != steps:
+        added = F.pad(added, (0, 0, 0, spans * width - steps))
+    is_complex = jumps.is_complex()
+    factors = jumps.movedim(-1, 0)[:, :, None, None, None, :]  # [SPAN+1 g 1 1 1 n]
+    sources = _modes(added.unflatten(3, (spans, width)), is_complex)
+    local, carry = torch.empty_like(sources), torch.empty_like(sources[..., 0, :])
+    local[..., 0, :] = 0 if spans > 1 else _modes(first.contiguous(), is_complex)[..., None, :]
+    for j in range(width - 1):
+        torch.addcmul(sources[..., j, :], factors[1], local[..., j, :], out=local[..., j + 1, :])
+    if spans > 1:
+        carry[..., 0, :] = _modes(first.contiguous(), is_complex)
+        whole = torch.addcmul(sources[..., -1, :], factors[1], local[..., -1, :])
+        for i in range(spans - 1):
+            torch.addcmul(whole[..., i, :], factors[SPAN, :, :, :, 0], carry[..., i, :], out=carry[..., i + 1, :])
+        local.addcmul_(jumps[..., :SPAN].transpose(1, 2)[:, None, None, None], carry[..., None, :])
+    return (torch.view_as_real(local).flatten(-2) if is_complex else local).flatten(3, 4)[..., :steps, :]
 
 
 def _scan_adjoint(
-    dbefore: Tensor,
-    before: Tensor,
-    dlast: Tensor,
-    rows: tuple[int, int, int],
-    powers: Tensor,
-    length: int,
-    c: int,
+    dbefore: Tensor, before: Tensor, end: Tensor, rows: tuple[int, int, int], powers: Tensor, jumps: Tensor, remainder: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients for what each block added to the state after it [g rows m], for the first state, and for the powers."""
+    """Gradients for what each block adds to the state after it [g rows m], for the first state, and for the powers.
+
+    The adjoint of the scan is the scan of the reversed gradients with conjugate factors. What the last block adds
+    reaches no other block; the caller sees to it.
+    """
     (repeat, b, count), g, m = rows, dbefore.shape[0], dbefore.shape[2]
-    remainder = length - (count - 1) * c
-    end = _flat(dlast).view(b, g, repeat, m).permute(1, 2, 0, 3).to(dbefore.dtype)
-    direct = dbefore.view(g, repeat, b, count, m).permute(3, 0, 1, 2, 4)
-    states = before.view(g, repeat, b, count, m).permute(3, 0, 1, 2, 4)
-    total = torch.empty(
-        count, g, repeat, b, m, dtype=dbefore.dtype, device=dbefore.device
-    )  # gradient of before[i]
-    total[-1] = direct[-1] + _multiply(powers[:, :, remainder].conj(), end)
-    total_modes, direct_modes, state_modes = (
-        _modes_view(x) if powers.is_complex() else x for x in (total, direct, states)
-    )
-    factor = powers[:, :, c].conj()[:, None, None, :]
-    for i in range(count - 2, -1, -1):
-        torch.addcmul(direct_modes[i], factor, total_modes[i + 1], out=total_modes[i])
+    is_complex, c = powers.is_complex(), powers.shape[2] - 1
+    direct, states = (t.view(g, repeat, b, count, m) for t in (dbefore, before))
+    last = direct[..., -1, :] + _multiply(powers[:, :, remainder].conj(), end)
+    backwards = F.pad(direct[..., :-1, :].flip(3), (0, 0, 0, 1))
+    total = _scan(last, backwards, jumps.conj().resolve_conj()).flip(3)  # gradients of before[i]
+    total_modes, state_modes, end_modes = (_modes(t.contiguous(), is_complex) for t in (total, states, end))
     dpowers = torch.zeros_like(powers)
-    dpowers[:, :, c] = (state_modes[:-1].conj() * total_modes[1:]).sum((0, 2, 3))
-    end_modes = _modes_view(end) if powers.is_complex() else end
-    dpowers[:, :, remainder] += (state_modes[-1].conj() * end_modes).sum((1, 2))
-    dafter = torch.zeros_like(
-        total
-    )  # what block i adds reaches before[i + 1]; the last block is the caller's
-    dafter[:-1] = total[1:]
-    if remainder == c:
-        dafter[-1] = end
-    dstate = total[0].permute(2, 0, 1, 3).reshape(dlast.shape)
-    return dafter.permute(1, 2, 3, 0, 4).reshape(g, -1, m), dstate, dpowers
+    dpowers[:, :, c] = (state_modes[..., :-1, :].conj() * total_modes[..., 1:, :]).sum((1, 2, 3))
+    dpowers[:, :, remainder] += (state_modes[..., -1, :].conj() * end_modes).sum((1, 2))
+    dafter = F.pad(total[..., 1:, :], (0, 0, 0, 1))
+    shape = (b, g * repeat, -1, 2) if is_complex else (b, g * repeat, m)
+    return dafter.reshape(g, -1, m), total[..., 0, :].permute(2, 0, 1, 3).reshape(shape), dpowers
 
 
 # --- real pairs and modes -------------------------------------------------------------------------------------
@@ -297,19 +298,15 @@ def _as_modes(pair: Tensor, is_complex: bool | None = None) -> Tensor:
     )
 
 
-def _modes_view(flat: Tensor) -> Tensor:
-    """[.. 2n] as complex [.. n], a view wherever strides allow."""
-    return torch.view_as_complex(flat.unflatten(-1, (-1, 2)))
-
-
-def _flat(state: Float[Tensor, "b d n *z"]) -> Float[Tensor, "b d m"]:
-    return state.flatten(2)
+def _modes(flat: Tensor, is_complex: bool) -> Tensor:
+    """[.. 2n] real pairs as complex [.. n], a view; real modes unchanged."""
+    return torch.view_as_complex(flat.unflatten(-1, (-1, 2))) if is_complex else flat
 
 
 def _multiply(step: Tensor, modes: Float[Tensor, "g r b m"]) -> Float[Tensor, "g r b m"]:
     if not step.is_complex():
         return step[:, None, None, :] * modes
-    return torch.view_as_real(step[:, None, None, :] * _modes_view(modes.contiguous())).flatten(-2)
+    return torch.view_as_real(step[:, None, None, :] * _modes(modes.contiguous(), True)).flatten(-2)
 
 
 def _real_pairs(values: Tensor, dtype: torch.dtype, *, conjugate: bool = False) -> Tensor:

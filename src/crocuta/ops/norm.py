@@ -42,11 +42,11 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         x, scale, rms, inverse = ctx.saved_tensors
         width = x.shape[-1]
-        dscale = torch.mv((dy * x).reshape(-1, width).t(), inverse.reshape(-1))
-        g = dy * scale
-        along = (g * x).sum(-1, keepdim=True)
+        product = (dy * x).reshape(-1, width)
+        dscale = torch.mv(product.t(), inverse.reshape(-1))
+        along = torch.mv(product, scale).view(inverse.shape)
         # d(inverse)/dx = -slope · x: r³/d inside the root, r²/(d · rms) outside; a zero row has no direction, and
         # the floor keeps 1/(eps² rms) finite in float32 while it is far below any eps
         slope = inverse**3 / width if ctx.inside else inverse**2 / (width * rms.clamp(min=1e-20))
-        dx = g.mul_(inverse).addcmul_(x, along * slope, value=-1)
+        dx = (dy * scale).mul_(inverse).addcmul_(x, along * slope, value=-1)
         return dx, dscale, None, None
