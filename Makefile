@@ -3,6 +3,7 @@
 
 DATA ?= text
 RUN := runs/demo-$(DATA)
+PROMPT := $(if $(filter dna,$(DATA)),ATGACC,Call me Ishmael. It was)
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11 python
 BIN := .venv/bin
 
@@ -43,7 +44,7 @@ setup: ## Make .venv with everything for development.
 demo: ## Train a small StripedHyena on DATA=text or DATA=dna, then generate from it.
 	$(call install,train)
 	$(BIN)/crocuta train examples/$(DATA).yaml --output $(RUN) --overwrite
-	$(BIN)/crocuta generate $(RUN)
+	$(BIN)/crocuta generate $(RUN) --prompt '$(PROMPT)'
 
 test: ## Run the test suite (under 10 minutes on 2 cores); ARGS="-k word" narrows it.
 	$(call install,dev)

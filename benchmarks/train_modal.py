@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -25,10 +24,27 @@ from typing import Any
 import torch
 from _stripedhyena import PublishedModel, copy_weights, mlp_width, pairs
 from _stripedhyena import next_token_loss as published_loss
-from _timing import RESULTS, alternate, manifest, mebibytes, peak_resident_bytes, ratio, resident_bytes, table, write_result
+from _timing import (
+    RESULTS,
+    alternate,
+    manifest,
+    mebibytes,
+    peak_resident_bytes,
+    ratio,
+    resident_bytes,
+    table,
+    write_result,
+)
 from torch import Tensor, nn
 
-from crocuta.config import BlockConfig, ComplexModalFilterConfig, GatedMLPConfig, HyenaConfig, ModelConfig, RMSNormConfig
+from crocuta.config import (
+    BlockConfig,
+    ComplexModalFilterConfig,
+    GatedMLPConfig,
+    HyenaConfig,
+    ModelConfig,
+    RMSNormConfig,
+)
 from crocuta.model.build import build_model
 from crocuta.model.lm import Model
 from crocuta.training.loss import next_token_loss
@@ -212,7 +228,13 @@ def memory_of(side: str, sizes: Sizes) -> int:
 
 def equality_table(checks: Sequence[Check]) -> str:
     rows = [
-        [c.what, f"{c.ours:.1e}", f"{c.published:.1e}", f"{c.ours_bound:.0e}, {c.published_bound:.0e}", _verdict(c.holds)]
+        [
+            c.what,
+            f"{c.ours:.1e}",
+            f"{c.published:.1e}",
+            f"{c.ours_bound:.0e}, {c.published_bound:.0e}",
+            _verdict(c.holds),
+        ]
         for c in checks
     ]
     return table(["relative error against float64", "ours", "published", "bounds", ""], rows)
@@ -282,7 +304,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reached = goals(time, memory)
     for goal in reached:
         print(f"{goal['what']}: {goal['ratio']:.3f} of published, goal {goal['at_most']:.3f}: {_verdict(goal['met'])}")
-    result |= {"checks": [dataclasses.asdict(c) for c in checks], "time": time, "memory_bytes": memory, "goals": reached}
+    result |= {
+        "checks": [dataclasses.asdict(c) for c in checks],
+        "time": time,
+        "memory_bytes": memory,
+        "goals": reached,
+    }
     print(f"written: {write_result(options.output, 'train_modal', result)}")
     return 0
 

@@ -54,7 +54,26 @@ _HOMES = {
     "train": "training.loop",
 }
 
-__all__ = ["Generation", "CrocutaError", "Model", "ModelConfig", "ModelState", "Piece", "SamplingConfig", "Score", "TrainConfig", "build_model", "embed", "generate", "load", "preset", "save", "score", "stream", "train"]  # fmt: skip  # noqa: RUF022
+__all__ = [
+    "CrocutaError",
+    "Generation",
+    "Model",
+    "ModelConfig",
+    "ModelState",
+    "Piece",
+    "SamplingConfig",
+    "Score",
+    "TrainConfig",
+    "build_model",
+    "embed",
+    "generate",
+    "load",
+    "preset",
+    "save",
+    "score",
+    "stream",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

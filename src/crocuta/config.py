@@ -84,21 +84,15 @@ class ImplicitFilterConfig:
     train_features: bool = False
 
     def __post_init__(self) -> None:
-        _positive(
-            "ImplicitFilterConfig", max_length=self.max_length, width=self.width, frequency=self.frequency
-        )
+        _positive("ImplicitFilterConfig", max_length=self.max_length, width=self.width, frequency=self.frequency)
         _require(
             self.features >= 3 and self.features % 2 == 1,
             "ImplicitFilterConfig.features is impossible",
             self.features,
             "an odd number >= 3 (one scalar and pairs of a sine and a cosine)",
         )
-        _require(
-            self.max_length >= 2, "ImplicitFilterConfig.max_length is too short", self.max_length, ">= 2"
-        )
-        _require(
-            self.inner_layers >= 0, "ImplicitFilterConfig.inner_layers is negative", self.inner_layers, ">= 0"
-        )
+        _require(self.max_length >= 2, "ImplicitFilterConfig.max_length is too short", self.max_length, ">= 2")
+        _require(self.inner_layers >= 0, "ImplicitFilterConfig.inner_layers is negative", self.inner_layers, ">= 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +137,7 @@ class RealModalFilterConfig:
         )
 
 
-FilterConfig: TypeAlias = (
-    ExplicitFilterConfig | ImplicitFilterConfig | ComplexModalFilterConfig | RealModalFilterConfig
-)
+FilterConfig: TypeAlias = ExplicitFilterConfig | ImplicitFilterConfig | ComplexModalFilterConfig | RealModalFilterConfig
 
 
 # --- mixers ---------------------------------------------------------------------------------------------------
@@ -318,9 +310,7 @@ class ModelConfig:
                     self.hidden_size // heads,
                     "an even number",
                 )
-            case HyenaConfig(filter=ImplicitFilterConfig()):
-                pass
-            case HyenaConfig(filter=filter_):
+            case HyenaConfig(filter=filter_) if not isinstance(filter_, ImplicitFilterConfig):
                 groups = filter_.groups or self.hidden_size
                 _require(
                     self.hidden_size % groups == 0,

@@ -40,10 +40,9 @@ def decode(cls: type[T], value: Any, where: str = "") -> T:
             the path of the field and the nearest known name.
     """
     if not isinstance(value, dict):
-        raise ConfigError(
-            f"{where or cls.__name__} must be a mapping", given=_show(value), expected=cls.__name__
-        )
-    hints, fields = _hints(cls), {f.name: f for f in dataclasses.fields(cls)}
+        raise ConfigError(f"{where or cls.__name__} must be a mapping", given=_show(value), expected=cls.__name__)
+    described: Any = cls
+    hints, fields = _hints(described), {f.name: f for f in dataclasses.fields(described)}
     arguments: dict[str, Any] = {}
     for key, item in value.items():
         if key == "type" and isinstance(getattr(cls, "type", None), str):
@@ -52,9 +51,7 @@ def decode(cls: type[T], value: Any, where: str = "") -> T:
             raise _unknown(f"unknown field {_join(where, str(key))!r}", str(key), fields, cls.__name__)
         arguments[key] = _decode(hints[key], item, _join(where, key))
     for name, field in fields.items():
-        optional = (
-            field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        )
+        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if name not in arguments and not optional:
             raise ConfigError(f"missing field {_join(where, name)!r}", expected=f"{name} of {cls.__name__}")
     return cls(**arguments)
@@ -95,16 +92,14 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
         if len(value) != len(arguments):
-            raise ConfigError(
-                f"{where} has the wrong length", given=_show(value), expected=f"{len(arguments)} values"
-            )
+            raise ConfigError(f"{where} has the wrong length", given=_show(value), expected=f"{len(arguments)} values")
         return tuple(_decode(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value)))
     if origin is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{where} must be a mapping", given=_show(value))
         return dict(value)
     if dataclasses.is_dataclass(hint):
-        return decode(hint, value, where)
+        return decode(typing.cast(type, hint), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
@@ -115,19 +110,14 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
 def _decode_union(alternatives: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in alternatives:
         return None
-    tagged = {
-        a.type: a
-        for a in alternatives
-        if dataclasses.is_dataclass(a) and isinstance(getattr(a, "type", None), str)
-    }
+    kinds: list[Any] = [a for a in alternatives if dataclasses.is_dataclass(a)]
+    tagged = {kind.type: kind for kind in kinds if isinstance(getattr(kind, "type", None), str)}
     if isinstance(value, dict) and tagged:
         tag = value.get("type")
         if tag is None and len(tagged) == 1:
             tag = next(iter(tagged))
         if tag not in tagged:
-            raise _unknown(
-                f"{where}.type names no known kind", str(tag), tagged, "one of " + ", ".join(tagged)
-            )
+            raise _unknown(f"{where}.type names no known kind", str(tag), tagged, "one of " + ", ".join(tagged))
         return decode(tagged[tag], value, where)
     failures = []
     for alternative in alternatives:

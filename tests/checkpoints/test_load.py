@@ -32,9 +32,7 @@ def test_save_then_load_gives_the_same_bits(name, dtype, tmp_path):
     assert tokenizer is None
     assert loaded.config == model.config
     assert not loaded.training
-    for (key, mine), (other, theirs) in zip(
-        model.state_dict().items(), loaded.state_dict().items(), strict=True
-    ):
+    for (key, mine), (other, theirs) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
         assert (key, mine.dtype) == (other, theirs.dtype)
         assert torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8))
     ids = torch.arange(12)[None] % model.config.vocab_size
@@ -226,9 +224,7 @@ def test_the_file_is_closed_however_loading_ends(tmp_path, monkeypatch):
     save(build_model(preset("tiny-modal")), None, tmp_path)
     load(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(
-        WeightsFormatError, match=r"manifest.json is damaged.*remove manifest.json if you changed"
-    ):
+    with pytest.raises(WeightsFormatError, match=r"manifest.json is damaged.*remove manifest.json if you changed"):
         load(tmp_path)
     assert len(opened) == 2
     for file in opened:

@@ -94,9 +94,7 @@ def test_a_save_replaces_the_model_whole_and_leaves_other_files(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "model.safetensors", "manifest.json", "tokenizer_config.json"]
-)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "manifest.json", "tokenizer_config.json"])
 def test_files_of_others_are_never_overwritten(name, tmp_path):
     (tmp_path / name).write_text('{"model_type": "gpt2"}')
     with pytest.raises(InputError, match=f"not a crocuta model: got {name}"):
@@ -139,9 +137,7 @@ def saved(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_folder_holds_the_old_or_the_new_model_wherever_the_disk_fails(
-    mode, saved, tmp_path, monkeypatch
-):
+def test_the_folder_holds_the_old_or_the_new_model_wherever_the_disk_fails(mode, saved, tmp_path, monkeypatch):
     monkeypatch.setattr(commit, "disk", disk := FailingDisk())
     save(NEW, ByteTokenizer(), shutil.copytree(saved, tmp_path / "rehearsal"))
     seen = set()
@@ -155,8 +151,10 @@ def test_the_folder_holds_the_old_or_the_new_model_wherever_the_disk_fails(
             reported = True
         except (Crash, CheckpointError):
             pass
-        new = load(run)[0].config == NEW.config
-        assert holds(run, NEW, ByteTokenizer()) if new else holds(run, OLD, DNATokenizer())
+        model, tokenizer = load(run)
+        new = model.config == NEW.config
+        assert same(model, NEW if new else OLD)
+        assert tokenizer == (ByteTokenizer() if new else DNATokenizer())
         assert new or not reported
         seen.add(new)
         monkeypatch.setattr(commit, "disk", FailingDisk())
@@ -197,9 +195,7 @@ def test_a_save_during_a_load_is_noticed(saved, tmp_path, monkeypatch):
         load(run)
 
 
-@pytest.mark.parametrize(
-    "file", ["config.json", "model.safetensors", "tokenizer_config.json", "manifest.json"]
-)
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer_config.json", "manifest.json"])
 def test_a_flipped_bit_in_any_file_is_found(file, saved, tmp_path):
     run = shutil.copytree(saved, tmp_path / "run")
     size = os.path.getsize(run / file)

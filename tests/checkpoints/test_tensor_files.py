@@ -84,16 +84,11 @@ def test_bytes_depend_only_on_the_contents(tmp_path):
 
 def test_every_tensor_is_aligned_to_its_item(tmp_path):
     path = tmp_path / "t"
-    write_tensors(
-        path, {"a": torch.zeros(3, dtype=torch.int8), "b": torch.zeros(1), "c": torch.zeros(1).double()}
-    )
+    write_tensors(path, {"a": torch.zeros(3, dtype=torch.int8), "b": torch.zeros(1), "c": torch.zeros(1).double()})
     length = struct.unpack("<Q", path.read_bytes()[:8])[0]
     header = json.loads(path.read_bytes()[8 : 8 + length])
     assert length % 8 == 0
-    assert all(
-        e["data_offsets"][0] % (e["data_offsets"][1] - e["data_offsets"][0]) == 0 or n == "a"
-        for n, e in header.items()
-    )
+    assert {name: entry["data_offsets"][0] for name, entry in header.items()} == {"c": 0, "b": 8, "a": 12}
 
 
 def test_values_do_not_follow_the_file(tmp_path):
@@ -146,9 +141,7 @@ def raw(header: object, data: bytes = b"", length: int | None = None) -> bytes:
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
-def entry(
-    dtype: object = "F32", shape: object = (1,), begin: object = 0, end: object = 4, **more: object
-) -> dict:
+def entry(dtype: object = "F32", shape: object = (1,), begin: object = 0, end: object = 4, **more: object) -> dict:
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end], **more}
 
 
@@ -259,7 +252,7 @@ def test_2000_mutated_files_are_refused_or_read_in_bounds(tmp_path: Path):
     path, rng = tmp_path / "t", random.Random(3)
     write_tensors(path, {name: t for name, t in all_kinds().items() if name[0] in "FB"}, {"format": "pt"})
     sound = path.read_bytes()
-    refused = 0
+    reasons = []
     for _ in range(2000):
         data = mutate(sound, rng)
         path.write_bytes(data)
@@ -267,6 +260,6 @@ def test_2000_mutated_files_are_refused_or_read_in_bounds(tmp_path: Path):
             total = sum(tensor.nbytes for tensor in read_tensors(path).values())
             assert total <= len(data)
         except WeightsFormatError as error:
-            assert str(path) in str(error)
-            refused += 1
-    assert refused > 1000
+            reasons.append(str(error))
+    assert len(reasons) > 1000
+    assert all(str(path) in reason for reason in reasons)

@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "crocuta"
 HEAVY = {"torch", "numpy", "matplotlib", "tensorboard", "tokenizers", "yaml", "typer", "rich", "safetensors"}
+VERBS = ["", "train", "generate", "score", "embed", "inspect", "prepare"]
 
 
 def loaded(code: str) -> set[str]:
@@ -52,6 +55,17 @@ def test_the_torch_free_modules_are_so_together() -> None:
 def test_configurations_need_no_third_party_at_all() -> None:
     modules = loaded("import crocuta.presets\ncrocuta.presets.preset('evo2-40b-1m').to_json()")
     assert modules & HEAVY == set()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_needs_neither_torch_nor_numpy(verb: str) -> None:
+    modules = loaded(
+        f"sys.argv = ['crocuta', *{verb.split()}, '--help']\n"
+        "from crocuta.cli import main\n"
+        "try:\n    code = main()\nexcept SystemExit as stop:\n    code = stop.code\n"
+        "assert not code, code"
+    )
+    assert modules & (HEAVY - {"typer", "rich"}) == set()
 
 
 def test_the_guard_sees_torch() -> None:

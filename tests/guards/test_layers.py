@@ -21,8 +21,8 @@ LAYERS = [
     {"checkpoints", "data"},
     {"inference", "training"},
     {"serve", "integrations"},
-    {"cli"},
     {"crocuta"},  # the package itself, which offers the others' names
+    {"cli"},
 ]
 LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 

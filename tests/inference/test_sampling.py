@@ -130,9 +130,7 @@ def test_a_draw_takes_one_number_whatever_the_filters():
     for logits in steps:
         expected = sample(logits, SamplingConfig(), plain)
         assert torch.equal(sample(logits, config, open_).ids, expected.ids)
-    others = [
-        sample(steps[0], SamplingConfig(), row_generators([seed, 8, 9])).ids.tolist() for seed in range(20)
-    ]
+    others = [sample(steps[0], SamplingConfig(), row_generators([seed, 8, 9])).ids.tolist() for seed in range(20)]
     assert len({ids[0] for ids in others}) > 1
     assert len({tuple(ids[1:]) for ids in others}) == 1
 
@@ -190,9 +188,7 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits():
 def test_logits_that_are_no_number_are_named_by_row(bad, config):
     logits = torch.zeros(3, 4)
     logits[1, 2] = bad
-    with pytest.raises(
-        NonFiniteError, match=re.escape(f"got a largest logit of {bad} in row 1; expected no NaN")
-    ):
+    with pytest.raises(NonFiniteError, match=re.escape(f"got a largest logit of {bad} in row 1; expected no NaN")):
         sample(logits, config, row_generators([0, 1, 2]))
 
 
@@ -234,21 +230,13 @@ def test_arguments_that_do_not_agree_are_refused():
     shared = row_generators([0]) * 2
     with pytest.raises(InputError, match=r"drawing needs generators: got None.*; pass row_generators"):
         sample(logits, config)
-    with pytest.raises(
-        InputError, match="its own generator: got 2 generators, 1 distinct; expected 2 distinct ones"
-    ):
+    with pytest.raises(InputError, match="its own generator: got 2 generators, 1 distinct; expected 2 distinct ones"):
         sample(logits, config, shared)
-    with pytest.raises(
-        InputError, match="its own generator: got 3 generators, 3 distinct; expected 2 distinct ones"
-    ):
+    with pytest.raises(InputError, match="its own generator: got 3 generators, 3 distinct; expected 2 distinct ones"):
         sample(logits, config, row_generators([0, 1, 2]))
-    with pytest.raises(
-        InputError, match=re.escape("got torch.float32 of shape [3]; expected floats of shape [b v]")
-    ):
+    with pytest.raises(InputError, match=re.escape("got torch.float32 of shape [3]; expected floats of shape [b v]")):
         sample(logits[0, :], GREEDY)
     with pytest.raises(InputError, match=re.escape("got torch.int64 of shape [2, 3]")):
         sample(logits.long(), GREEDY)
-    with pytest.raises(
-        InputError, match=re.escape("history does not fit the logits: got torch.bool of shape [2, 4]")
-    ):
+    with pytest.raises(InputError, match=re.escape("history does not fit the logits: got torch.bool of shape [2, 4]")):
         sample(logits, GREEDY, history=torch.zeros(2, 4, dtype=torch.bool))

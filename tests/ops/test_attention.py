@@ -46,9 +46,7 @@ def test_gradients():
 def test_rotation_is_the_halves_convention():
     x, positions, inverse = randn(2, 5, 3, 8), randn(2, 5, seed=1) * 10, randn(4, seed=2)
     expected = reference.rotate(x, positions, inverse)
-    torch.testing.assert_close(
-        rotate(x, *rotation(positions, inverse, x.dtype)), expected, rtol=1e-11, atol=1e-12
-    )
+    torch.testing.assert_close(rotate(x, *rotation(positions, inverse, x.dtype)), expected, rtol=1e-11, atol=1e-12)
 
 
 def test_rotated_products_depend_on_distance_only():

@@ -28,9 +28,7 @@ def test_values(length, taps, history):
 
 @pytest.mark.parametrize(("length", "taps"), [(1, 3), (6, 3), (5, 9)])
 def test_gradients(length, taps):
-    inputs = tuple(
-        t.requires_grad_() for t in (randn(2, length, 4), randn(2, taps), randn(4), randn(2, 3, 4))
-    )
+    inputs = tuple(t.requires_grad_() for t in (randn(2, length, 4), randn(2, taps), randn(4), randn(2, 3, 4)))
     assert torch.autograd.gradcheck(fft_convolution, inputs)
 
 

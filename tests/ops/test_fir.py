@@ -26,9 +26,7 @@ def test_fir_is_the_direct_convolution(taps, length, with_tail):
 
 @pytest.mark.parametrize(("taps", "length"), [(1, 3), (3, 1), (3, 9), (7, 40), (5, 2)])
 def test_gradients(taps, length):
-    inputs = tuple(
-        t.requires_grad_() for t in (randn(2, length, 4), randn(2, taps), randn(4), randn(2, taps - 1, 4))
-    )
+    inputs = tuple(t.requires_grad_() for t in (randn(2, length, 4), randn(2, taps), randn(4), randn(2, taps - 1, 4)))
     assert torch.autograd.gradcheck(fir, inputs)
     assert torch.autograd.gradcheck(lambda u, h: fir(u, h), inputs[:2])
 

@@ -87,9 +87,7 @@ def test_rows_of_different_lengths_end_in_their_own_state(is_complex):
     tables = modal.modal_tables(poles, residues, block=8)
     last = modal.modal_final_state(u, tables, poles, state, lengths)
     for row, length in enumerate(lengths.tolist()):
-        _, alone = reference.modal_convolution(
-            u[row : row + 1, :length], poles, residues, None, state[row : row + 1]
-        )
+        _, alone = reference.modal_convolution(u[row : row + 1, :length], poles, residues, None, state[row : row + 1])
         torch.testing.assert_close(last[row : row + 1], alone, rtol=1e-11, atol=1e-11)
 
 

@@ -19,9 +19,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_rms_norm(inside, shape):
     x, scale = randn(*shape), randn(shape[-1], seed=1)
     expected = reference.rms_norm(x, scale, 0.1, eps_inside_root=inside)
-    torch.testing.assert_close(
-        rms_norm(x, scale, 0.1, eps_inside_root=inside), expected, rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(rms_norm(x, scale, 0.1, eps_inside_root=inside), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_where_the_eps_stands_matters():

@@ -92,9 +92,7 @@ def test_probabilities_are_those_of_the_naive_implementation(smoothing, train, p
 @settings(deadline=None, max_examples=40)
 @given(train=texts, past=st.lists(st.integers(0, 4), max_size=6))
 def test_followers_of_every_context_sum_to_one_and_none_is_impossible(smoothing, train, past):
-    p = np.stack(
-        [ngram_probabilities(train, [w], VOCAB, 4, smoothing, past=past)[:, 0] for w in range(VOCAB)]
-    )
+    p = np.stack([ngram_probabilities(train, [w], VOCAB, 4, smoothing, past=past)[:, 0] for w in range(VOCAB)])
     assert p.sum(axis=0) == pytest.approx(np.ones(5), rel=1e-12)
     assert (p > 0).all()
 
@@ -132,8 +130,7 @@ def test_smoothing_of_each_order_is_the_best_on_the_end_of_training():
     head, slice_ = train[:-2000], train[-2000:]
     bits = ngram_bits(train, held_out, 256, max_order=4)
     scores = {
-        s: -np.log2(ngram_probabilities(head, slice_, 256, 4, s, past=head[-4:])).mean(axis=1)
-        for s in SMOOTHINGS
+        s: -np.log2(ngram_probabilities(head, slice_, 256, 4, s, past=head[-4:])).mean(axis=1) for s in SMOOTHINGS
     }
     assert len({min(SMOOTHINGS, key=lambda s: scores[s][order]) for order in range(5)}) > 1
     for order in range(5):
@@ -182,9 +179,7 @@ def test_lzma_is_counted_per_token_whatever_the_width_of_an_id():
 
 
 def test_baselines_are_the_parts_by_name():
-    text = np.frombuffer(
-        b"call me ishmael. some years ago, never mind how long precisely. " * 8, dtype=np.uint8
-    )
+    text = np.frombuffer(b"call me ishmael. some years ago, never mind how long precisely. " * 8, dtype=np.uint8)
     train, held_out = text[:400], text[400:]
     found = baselines(train, held_out, 256, max_order=2, contiguous=True, family="Markov")
     bits, compressed = (

@@ -36,9 +36,7 @@ def write(path, *records):
 
 
 def a_run(path, steps=200):
-    records = [
-        {"step": s, "loss": (2 + 6 * math.exp(-s / 20)) * LN2, "event": "train"} for s in range(1, steps + 1)
-    ]
+    records = [{"step": s, "loss": (2 + 6 * math.exp(-s / 20)) * LN2, "event": "train"} for s in range(1, steps + 1)]
     records += [{"step": s, "event": "eval", "held_out_bits": 2.1 + 1 / s} for s in range(50, steps + 1, 50)]
     return write(path, *records)
 
@@ -79,9 +77,7 @@ def test_lines_that_are_no_points_are_passed_over(tmp_path):
 
 def test_broken_metrics_are_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with pytest.raises(
-        InputError, match=re.escape(f"(No such file or directory): got {path}; expected the metrics")
-    ):
+    with pytest.raises(InputError, match=re.escape(f"(No such file or directory): got {path}; expected the metrics")):
         read_curves(path)
     path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo\n{"step": 3, "loss": 1.0}\n')
     with pytest.raises(InputError, match=re.escape(f'{path}, line 2 is no JSON: got \'{{"step": 2, "lo\'')):
@@ -148,9 +144,7 @@ def test_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(
-        MissingExtraError, match=re.escape("plots need matplotlib; run: pip install crocuta[train]")
-    ):
+    with pytest.raises(MissingExtraError, match=re.escape("plots need matplotlib; run: pip install crocuta[train]")):
         plot_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
 
 

@@ -216,9 +216,7 @@ def _seal(folder: Path) -> None:
     files: dict[str, dict[str, Any]] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if not (_FILE_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)):
-            raise CheckpointError(
-                f"cannot seal {folder / entry.name}", expected="a plain file with a plain name"
-            )
+            raise CheckpointError(f"cannot seal {folder / entry.name}", expected="a plain file with a plain name")
         disk.sync_path(folder / entry.name)
         files[entry.name] = _fingerprint(folder / entry.name)
     _write_new(folder / MANIFEST, [memoryview(_manifest_text(files))])

@@ -103,23 +103,17 @@ class TensorFile:
         except OSError as error:
             raise self._error(f"cannot read {what}", given=error.strerror) from error
         if view or self._stamp() != self._opened:
-            raise self._error(
-                f"the file changed while {what} was read", fix="load again when nobody writes to it"
-            )
+            raise self._error(f"the file changed while {what} was read", fix="load again when nobody writes to it")
 
     def _read_header(self) -> tuple[dict[str, tuple[int, int]], dict[str, TensorInfo], dict[str, str]]:
         size = self._opened[0]
         if size < 8:
-            raise self._error(
-                "too short for a safetensors file", given=f"{size} bytes", expected="at least 8"
-            )
+            raise self._error("too short for a safetensors file", given=f"{size} bytes", expected="at least 8")
         prefix = bytearray(8)
         self._fill(memoryview(prefix), 0, "the header")
         length, limit = int.from_bytes(prefix, "little"), min(MAX_JSON_BYTES, size - 8)
         if not 2 <= length <= limit:
-            raise self._error(
-                "impossible header length", given=length, expected=f"2 to {limit} in {size} bytes"
-            )
+            raise self._error("impossible header length", given=length, expected=f"2 to {limit} in {size} bytes")
         text = bytearray(length)
         self._fill(memoryview(text), 8, "the header")
         try:
@@ -142,9 +136,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return {name: file.read(name) for name in file.infos}
 
 
-def _parse_header(
-    text: bytes, data_size: int
-) -> tuple[dict[str, tuple[TensorInfo, tuple[int, int]]], dict[str, str]]:
+def _parse_header(text: bytes, data_size: int) -> tuple[dict[str, tuple[TensorInfo, tuple[int, int]]], dict[str, str]]:
     """Entries in file order, and the metadata, of a header; ValueError with the reason if it is not sound."""
     # Counted before parsing, so that a small file cannot become a huge tree of objects.
     if text.count(b"[") + text.count(b"{") > 3 * MAX_TENSORS + 2 or text.count(b",") > 12 * MAX_TENSORS:
@@ -193,9 +185,7 @@ def _natural(value: Any) -> bool:
 # --- writing ------------------------------------------------------------------------------------------------
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file, whole or not at all; the bytes depend on nothing but the arguments.
 
     Tensors are laid out by descending item size, then by name, so that each is aligned for readers that map
@@ -236,9 +226,7 @@ def _check_writable(path: Path, name: str, tensor: Tensor) -> None:
         raise InputError(f"tensor {name!r} for {path}", given=tensor.dtype, expected=", ".join(DTYPES))
     if tensor.is_meta or tensor.layout is not torch.strided or tensor.ndim > MAX_DIMS:
         given = f"{tensor.ndim} dimensions, {tensor.layout}, on {tensor.device}"
-        raise InputError(
-            f"tensor {name!r} for {path}", given=given, expected=f"values, <= {MAX_DIMS} dimensions"
-        )
+        raise InputError(f"tensor {name!r} for {path}", given=given, expected=f"values, <= {MAX_DIMS} dimensions")
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -42,9 +42,7 @@ def load(
     """
     path = Path(path)
     if dtype is not None and dtype not in DTYPES:
-        raise InputError(
-            "cannot load weights as this dtype", given=dtype, expected=", ".join(map(str, DTYPES))
-        )
+        raise InputError("cannot load weights as this dtype", given=dtype, expected=", ".join(map(str, DTYPES)))
     config, tensors, tokenizer = find_format(path).read(path)
     try:
         check_vocabulary(config, tokenizer, path)
@@ -55,9 +53,7 @@ def load(
         targets = floors if dtype is None else _infos(model.to(dtype))
         filled: dict[str, Tensor] = {}
         for name in tensors.infos:
-            filled[name] = _read(path, tensors, name, None if dtype is None else targets[name].dtype).to(
-                device
-            )
+            filled[name] = _read(path, tensors, name, None if dtype is None else targets[name].dtype).to(device)
     finally:
         tensors.close()
     model.load_state_dict(filled, strict=True, assign=True)
@@ -143,7 +139,5 @@ def _read(path: Path, tensors: TensorSource, name: str, dtype: torch.dtype | Non
     cast = values.to(dtype)
     if not bool(torch.isfinite(cast).all()):
         fix = "load it in a wider dtype"
-        raise WeightsFormatError(
-            f"{name} of {path} overflows", given=dtype, expected="finite weights", fix=fix
-        )
+        raise WeightsFormatError(f"{name} of {path} overflows", given=dtype, expected="finite weights", fix=fix)
     return cast

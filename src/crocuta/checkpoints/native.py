@@ -53,9 +53,7 @@ def save(model: Model, tokenizer: Tokenizer | None, path: str | Path) -> None:
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
-        raise InputError(
-            f"cannot save a model to {folder}", given="a file", expected="a folder, or a new name"
-        )
+        raise InputError(f"cannot save a model to {folder}", given="a file", expected="a folder, or a new name")
     check_vocabulary(model.config, tokenizer, folder)
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     for name, tensor in tensors.items():
@@ -121,9 +119,7 @@ def read_config(path: str | Path) -> ModelConfig:
     try:
         return ModelConfig.from_json(value)
     except ConfigError as error:
-        raise ConfigError(
-            f"{file}: {error.what}", given=error.given, expected=error.expected, fix=error.fix
-        ) from error
+        raise ConfigError(f"{file}: {error.what}", given=error.given, expected=error.expected, fix=error.fix) from error
 
 
 def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer | None, path: Path) -> None:

@@ -31,13 +31,24 @@ def to_ids(model: Model, tokenizer: Tokenizer | None, sequence: TextOrIds, name:
     else:
         ids = torch.as_tensor(sequence, dtype=torch.int64).cpu()
     if ids.ndim != 1 or not len(ids):
-        raise InputError(f"{name} is empty" if ids.ndim == 1 else f"{name} must be one row of ids", given=tuple(ids.shape))
+        raise InputError(
+            f"{name} is empty" if ids.ndim == 1 else f"{name} must be one row of ids", given=tuple(ids.shape)
+        )
     low, high = (int(x) for x in ids.aminmax())
     if low < 0 or high >= model.config.vocab_size:
-        raise InputError(f"{name} has an id outside the vocabulary", given=f"ids from {low} to {high}", expected=f"0 to {model.config.vocab_size - 1}", fix="use the tokenizer this model was trained with")
+        raise InputError(
+            f"{name} has an id outside the vocabulary",
+            given=f"ids from {low} to {high}",
+            expected=f"0 to {model.config.vocab_size - 1}",
+            fix="use the tokenizer this model was trained with",
+        )
     limit = model.config.max_length
     if limit is not None and len(ids) > limit:
-        raise InputError(f"{name} is longer than the model's filters are defined for", given=f"{len(ids)} tokens", expected=f"at most {limit}")
+        raise InputError(
+            f"{name} is longer than the model's filters are defined for",
+            given=f"{len(ids)} tokens",
+            expected=f"at most {limit}",
+        )
     return ids
 
 

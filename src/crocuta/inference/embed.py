@@ -48,7 +48,9 @@ def embed(
     for batch in batches(rows):
         for index, values in zip(batch, _pooled(model, [rows[i] for i in batch], layer, pooling)):
             if not torch.isfinite(values).all():
-                raise NonFiniteError(f"the hidden states of sequence {index} are not finite", fix="check the model's weights")
+                raise NonFiniteError(
+                    f"the hidden states of sequence {index} are not finite", fix="check the model's weights"
+                )
             result[index] = values.numpy()
     model.train(was_training)
     return result

@@ -60,7 +60,18 @@ def generate(
     ignore_eos: bool = False,
 ) -> list[Generation]:
     """``samples`` continuations of each prompt; those of a prompt stand together. See ``stream``."""
-    pieces = stream(model, tokenizer, prompts, max_tokens=max_tokens, sampling=sampling, samples=samples, seed=seed, seeds=seeds, stop=stop, ignore_eos=ignore_eos)
+    pieces = stream(
+        model,
+        tokenizer,
+        prompts,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        samples=samples,
+        seed=seed,
+        seeds=seeds,
+        stop=stop,
+        ignore_eos=ignore_eos,
+    )
     results = [Generation(prompt=row // samples) for row in range(len(prompts) * samples)]
     for piece in pieces:
         result = results[piece.row]
@@ -119,7 +130,9 @@ def stream(
     for step in range(max_tokens):
         drawn = sample(logits, choice, None if generators is None else [generators[r] for r in live.tolist()], history)
         going = []
-        for place, (row, token, log_prob) in enumerate(zip(live.tolist(), drawn.ids.tolist(), drawn.log_probs.tolist())):
+        for place, (row, token, log_prob) in enumerate(
+            zip(live.tolist(), drawn.ids.tolist(), drawn.log_probs.tolist())
+        ):
             reason: FinishReason | None = None
             text = ""
             if token == eos:
@@ -145,11 +158,21 @@ def stream(
 
 def _listed(prompts: Sequence[TextOrIds]) -> Sequence[TextOrIds]:
     if isinstance(prompts, str | bytes | Tensor) or not len(prompts):
-        raise InputError("prompts must be a list with at least one prompt", given=type(prompts).__name__, fix="pass [prompt]")
+        raise InputError(
+            "prompts must be a list with at least one prompt", given=type(prompts).__name__, fix="pass [prompt]"
+        )
     return prompts
 
 
-def _check(model: Model, tokenizer: Tokenizer | None, rows: list[Tensor], max_tokens: int, samples: int, stop: Sequence[str], seeds: Sequence[int] | None) -> None:
+def _check(
+    model: Model,
+    tokenizer: Tokenizer | None,
+    rows: list[Tensor],
+    max_tokens: int,
+    samples: int,
+    stop: Sequence[str],
+    seeds: Sequence[int] | None,
+) -> None:
     for name, value in (("max_tokens", max_tokens), ("samples", samples)):
         if value < 1:
             raise InputError(f"{name} must be positive", given=value, expected=">= 1")
@@ -161,4 +184,9 @@ def _check(model: Model, tokenizer: Tokenizer | None, rows: list[Tensor], max_to
         raise InputError("seeds must be one a row", given=len(seeds), expected=len(rows) * samples)
     longest, limit = max(map(len, rows)) + max_tokens, model.config.max_length
     if limit is not None and longest > limit:
-        raise InputError("prompt and new tokens are longer than the model's filters are defined for", given=f"{longest} tokens", expected=f"at most {limit}", fix="ask for fewer tokens")
+        raise InputError(
+            "prompt and new tokens are longer than the model's filters are defined for",
+            given=f"{longest} tokens",
+            expected=f"at most {limit}",
+            fix="ask for fewer tokens",
+        )

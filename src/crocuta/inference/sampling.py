@@ -178,25 +178,17 @@ def _check_arguments(
 ) -> None:
     if logits.ndim != 2 or logits.shape[-1] == 0 or not logits.is_floating_point():
         given = f"{logits.dtype} of shape {list(logits.shape)}"
-        raise InputError(
-            "cannot sample from these logits", given=given, expected="floats of shape [b v], v >= 1"
-        )
+        raise InputError("cannot sample from these logits", given=given, expected="floats of shape [b v], v >= 1")
     if history is not None and (history.shape != logits.shape or history.dtype != torch.bool):
         given = f"{history.dtype} of shape {list(history.shape)}"
-        raise InputError(
-            "history does not fit the logits", given=given, expected=f"bool {list(logits.shape)}"
-        )
+        raise InputError("history does not fit the logits", given=given, expected=f"bool {list(logits.shape)}")
     if generators is None:
         if not config.greedy:
             fix = "pass row_generators(seeds), or temperature=0 for greedy"
-            raise InputError(
-                "drawing needs generators", given=f"None, temperature={config.temperature}", fix=fix
-            )
+            raise InputError("drawing needs generators", given=f"None, temperature={config.temperature}", fix=fix)
     elif len({id(g) for g in generators}) != len(logits) or len(generators) != len(logits):
         given = f"{len(generators)} generators, {len({id(g) for g in generators})} distinct"
-        raise InputError(
-            "each row needs its own generator", given=given, expected=f"{len(logits)} distinct ones"
-        )
+        raise InputError("each row needs its own generator", given=given, expected=f"{len(logits)} distinct ones")
 
 
 def _check(name: str, value: object, holds: bool, expected: str) -> None:

@@ -66,7 +66,12 @@ def score(
     all_rows = [torch.cat([prefix, row]) for row in [*rows, *other]]
     for i, row in enumerate(all_rows):
         if len(row) < 2:
-            raise InputError(f"sequence {i} has nothing to score", given="1 token", expected="at least 2", fix="pass bos=True if the tokenizer has a BOS token")
+            raise InputError(
+                f"sequence {i} has nothing to score",
+                given="1 token",
+                expected="at least 2",
+                fix="pass bos=True if the tokenizer has a BOS token",
+            )
     log_probs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(all_rows)
     for batch in batches(all_rows):
         for index, values in zip(batch, _log_probs(model, [all_rows[i] for i in batch], batch)):
@@ -105,7 +110,9 @@ def _summary(strands: tuple[NDArray[np.float32], ...]) -> Score:
 def _reverse_complement(row: Tensor, tokenizer: Tokenizer | None) -> Tensor:
     table = None if tokenizer is None else tokenizer.complement_ids
     if table is None:
-        raise TokenizerError("both strands need a tokenizer of nucleotides", given=None if tokenizer is None else tokenizer.type)
+        raise TokenizerError(
+            "both strands need a tokenizer of nucleotides", given=None if tokenizer is None else tokenizer.type
+        )
     return torch.tensor(table)[row.flip(0)]
 
 

@@ -24,14 +24,12 @@ class AttentionMixer(Mixer):
         self.heads = config.num_heads
         self.kv_heads = config.num_kv_heads or config.num_heads
         self.head_size = channels // config.num_heads
-        self.qkv = nn.Linear(
-            channels, (self.heads + 2 * self.kv_heads) * self.head_size, bias=config.qkv_bias
-        )
+        self.qkv = nn.Linear(channels, (self.heads + 2 * self.kv_heads) * self.head_size, bias=config.qkv_bias)
         self.rope = None if config.rope is None else Rope(config.rope, self.head_size)
         self.output = nn.Linear(channels, channels, bias=config.output_bias)
 
     def forward(self, x: Hidden) -> Hidden:
-        q, k, v = self._heads(x, torch.zeros(1, dtype=torch.int64))
+        q, k, v = self._heads(x, torch.zeros(len(x), dtype=torch.int64))
         return self.output(causal_attention(q, k, v, None).flatten(2))
 
     def init_state(
@@ -66,16 +64,14 @@ class AttentionMixer(Mixer):
         end = int(state.lengths.max())
         alone = aligned and l == 1 and lengths is None  # every query sees every key: no mask
         keys, values = state.keys[:, :end].to(q.dtype), state.values[:, :end].to(q.dtype)
-        return self.output(
-            causal_attention(q, keys, values, None if alone and end == 1 else starts).flatten(2)
-        )
+        return self.output(causal_attention(q, keys, values, None if alone and end == 1 else starts).flatten(2))
 
     def _heads(self, x: Hidden, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sizes = [self.heads * self.head_size, self.kv_heads * self.head_size, self.kv_heads * self.head_size]
         q, k, v = (part.unflatten(-1, (-1, self.head_size)) for part in self.qkv(x).split(sizes, dim=-1))
         if self.rope is None:
             return q, k, v
-        tables = self.rope(starts[:1] if bool((starts == starts[0]).all()) else starts, x.shape[1])
+        tables = self.rope(x, starts)
         return rotate(q, *tables), rotate(k, *tables), v
 
     @staticmethod
@@ -85,9 +81,7 @@ class AttentionMixer(Mixer):
             state.keys[:, starts[0] : starts[0] + l] = k
             state.values[:, starts[0] : starts[0] + l] = v
             return
-        for row, start in enumerate(
-            starts
-        ):  # what lies past a row's own length is masked, so padding may be written
+        for row, start in enumerate(starts):  # what lies past a row's own length is masked, so padding may be written
             end = min(start + l, state.keys.shape[1])
             state.keys[row, start:end] = k[row, : end - start]
             state.values[row, start:end] = v[row, : end - start]
@@ -100,13 +94,18 @@ class Rope(Float32Module):
         super().__init__()
         self.config = config
         self.head_size = head_size
+        self.inverse: Tensor | None
         self.register_buffer("inverse", torch.empty(head_size // 2) if config.stored else None)
 
-    def forward(
-        self, starts: Tensor, length: int
-    ) -> tuple[Float[Tensor, "b l 1 c"], Float[Tensor, "b l 1 c"]]:
-        inverse = (
-            inverse_frequencies(self.head_size, self.config.base) if self.inverse is None else self.inverse
-        )
-        positions = (starts[:, None] + torch.arange(length)).to(torch.float64) / self.config.scale
-        return rotation(positions.to(inverse.dtype), inverse, inverse.dtype)
+    def forward(self, x: Hidden, starts: Tensor) -> tuple[Float[Tensor, "b l 1 c"], Float[Tensor, "b l 1 c"]]:
+        """cos and sin for the tokens of x [b l d], whose rows begin at position ``starts`` [b]: float32, or float64
+        for a float64 x, on x's device."""
+        if self.inverse is None:
+            inverse = inverse_frequencies(self.head_size, self.config.base).to(x.device)
+        else:
+            inverse = self.inverse
+        aligned = bool((starts == starts[0]).all())
+        positions = (starts[:1] if aligned else starts)[:, None] + torch.arange(x.shape[1])
+        scaled = (positions.to(torch.float64) / self.config.scale).to(torch.promote_types(x.dtype, torch.float32))
+        cosine, sine = rotation(scaled.to(x.device), inverse, x.dtype)
+        return cosine.expand(len(x), -1, -1, -1), sine.expand(len(x), -1, -1, -1)

@@ -38,9 +38,7 @@ class Block(nn.Module):
     def forward(self, x: Hidden) -> Hidden:
         return self._residual(x, self.mixer(self.pre_norm(x)))
 
-    def init_state(
-        self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype
-    ) -> State:
+    def init_state(self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype) -> State:
         return self.mixer.init_state(batch, max_length, device=device, dtype=dtype)
 
     def extend(self, x: Hidden, state: State, lengths: Tensor | None = None) -> Hidden:

@@ -44,14 +44,12 @@ class Filter(Float32Module):
         """The whole convolution of sequences that start here."""
 
     @abstractmethod
-    def init_state(
-        self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype
-    ) -> State:
+    def init_state(self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype) -> State:
         """The state before the first input."""
 
     @abstractmethod
     def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
-        """The convolution continued from ``state``, which is updated; a row's inputs past ``lengths[row]`` are padding."""
+        """The convolution continued from ``state``, which is updated; inputs past ``lengths[row]`` are padding."""
 
 
 class ExplicitFilter(Filter):
@@ -68,18 +66,15 @@ class ExplicitFilter(Filter):
         taps = self.weight[:, :length]
         if decay is None:
             return taps
-        rates = torch.logspace(
-            *(math.log10(r) for r in decay.rates), len(taps), device=taps.device, dtype=taps.dtype
-        )
+        slowest, fastest = (math.log10(rate) for rate in decay.rates)
+        rates = torch.logspace(slowest, fastest, len(taps), device=taps.device, dtype=taps.dtype)
         t = torch.arange(taps.shape[1], device=taps.device, dtype=taps.dtype) / max(1, decay.horizon - 1)
         return taps * torch.exp(-rates[:, None] * t)
 
     def convolve(self, u: Hidden, skip: Tensor | None) -> Hidden:
         return self._run(u, skip, None)
 
-    def init_state(
-        self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype
-    ) -> FIRState:
+    def init_state(self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype) -> FIRState:
         return FIRState(torch.zeros(batch, self.config.taps - 1, self.channels, device=device, dtype=dtype))
 
     def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
@@ -125,9 +120,7 @@ class ModalFilter(Filter):
         if self.poles is not None:
             re, im = self.poles.unbind(-1)
             tiny = torch.finfo(re.dtype).tiny
-            return torch.stack(
-                [0.5 * torch.log((re * re + im * im).clamp(min=tiny)), torch.atan2(im, re)], dim=-1
-            )
+            return torch.stack([0.5 * torch.log((re * re + im * im).clamp(min=tiny)), torch.atan2(im, re)], dim=-1)
         if self.log_poles is not None:
             return self.log_poles
         assert self.log_decay is not None
@@ -140,14 +133,10 @@ class ModalFilter(Filter):
     def convolve(self, u: Hidden, skip: Tensor | None) -> Hidden:
         return self._run(u, skip, None)[0]
 
-    def init_state(
-        self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype
-    ) -> ModalState:
+    def init_state(self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype) -> ModalState:
         pair = (2,) if self.is_complex else ()
         wide = torch.promote_types(dtype, torch.float32)
-        return ModalState(
-            torch.zeros(batch, self.channels, self.config.modes, *pair, device=device, dtype=wide)
-        )
+        return ModalState(torch.zeros(batch, self.channels, self.config.modes, *pair, device=device, dtype=wide))
 
     def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
         assert isinstance(state, ModalState)
@@ -166,9 +155,7 @@ class ModalFilter(Filter):
                 return modal.chunked(u, self._tables(), skip, modes)
 
     def _tables(self) -> modal.ModalTables:
-        return self._memo.get(
-            "tables", list(self.parameters()), lambda: modal.modal_tables(self.logs(), self.residues)
-        )
+        return self._memo.get("tables", list(self.parameters()), lambda: modal.modal_tables(self.logs(), self.residues))
 
     def _step_constants(self) -> tuple[Tensor, Tensor]:
         return modal.modal_step_constants(self.logs(), self.residues, self.channels)
@@ -211,9 +198,7 @@ class ImplicitFilter(Filter):
             )
             for layer in self.layers:
                 x = torch.sin(self.frequency * layer(x))
-            return (
-                (self.output(x) * window(self.config, length, self.channels, self.frequency)).t().contiguous()
-            )
+            return (self.output(x) * window(self.config, length, self.channels, self.frequency)).t().contiguous()
 
     def convolve(self, u: Hidden, skip: Tensor | None) -> Hidden:
         taps = self.taps(u.shape[1])
@@ -273,9 +258,7 @@ def window(config: ImplicitFilterConfig, length: int, channels: int, like: Tenso
     return torch.exp(-t * rates) + config.window_shift
 
 
-def _direct(
-    inputs: Float[Tensor, "b d p"], taps: Float[Tensor, "d k"], starts: Tensor, length: int
-) -> Hidden:
+def _direct(inputs: Float[Tensor, "b d p"], taps: Float[Tensor, "d k"], starts: Tensor, length: int) -> Hidden:
     """Output t of a row as a dot product over its own past: cheapest for a few new tokens."""
     outputs = []
     for row, start in enumerate(starts.tolist()):

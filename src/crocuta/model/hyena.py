@@ -39,14 +39,10 @@ class HyenaMixer(Mixer):
         x2, u = fir_gate(project(x, self.projection), self.short_taps, self.short_bias)
         return unproject(x2 * self.filter.convolve(u, self.skip), self.output)
 
-    def init_state(
-        self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype
-    ) -> HyenaState:
+    def init_state(self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype) -> HyenaState:
         channels = self.short_taps.shape[0]
         tail = torch.zeros(batch, self.config.short_taps - 1, channels, device=device, dtype=dtype)
-        return HyenaState(
-            FIRState(tail), self.filter.init_state(batch, max_length, device=device, dtype=dtype)
-        )
+        return HyenaState(FIRState(tail), self.filter.init_state(batch, max_length, device=device, dtype=dtype))
 
     def extend(self, x: Hidden, state: State, lengths: Tensor | None = None) -> Hidden:
         assert isinstance(state, HyenaState)
@@ -71,11 +67,7 @@ def project(x: Hidden, linear: nn.Linear) -> Float[Tensor, "b l c"]:
     """W x + bias, laid out with time contiguous: the matrix product transposes for free what a copy would."""
     b, l, _ = x.shape
     flat = x.reshape(b * l, -1).t()
-    z = (
-        torch.mm(linear.weight, flat)
-        if linear.bias is None
-        else torch.addmm(linear.bias[:, None], linear.weight, flat)
-    )
+    z = torch.mm(linear.weight, flat) if linear.bias is None else torch.addmm(linear.bias[:, None], linear.weight, flat)
     return z.view(-1, b, l).permute(1, 2, 0)
 
 
@@ -84,8 +76,6 @@ def unproject(y: Hidden, linear: nn.Linear) -> Hidden:
     b, l, d = y.shape
     flat = y.permute(2, 0, 1).reshape(d, b * l).t()
     out = (
-        torch.mm(flat, linear.weight.t())
-        if linear.bias is None
-        else torch.addmm(linear.bias, flat, linear.weight.t())
+        torch.mm(flat, linear.weight.t()) if linear.bias is None else torch.addmm(linear.bias, flat, linear.weight.t())
     )
     return out.view(b, l, -1)

@@ -79,9 +79,7 @@ def _initialise_modal(filter_: ModalFilter, generator: torch.Generator) -> None:
     exponent = (torch.arange(n) + spread) / n
     log_decay = -(math.log(shortest) + exponent * math.log(longest / shortest))  # log(1 / timescale)
     angle = math.pi * ((torch.arange(n) + torch.rand(g, n, generator=generator)) / n)
-    angle = angle.gather(
-        1, torch.rand(g, n, generator=generator).argsort(1)
-    )  # any timescale may get any frequency
+    angle = angle.gather(1, torch.rand(g, n, generator=generator).argsort(1))  # any timescale may get any frequency
     modulus = torch.exp(-torch.exp(log_decay))
     scale = torch.sqrt((1 - modulus**2) / n)
     if filter_.log_decay is not None:
@@ -107,9 +105,7 @@ def _initialise_implicit(filter_: ImplicitFilter, generator: torch.Generator) ->
     if filter_.features is not None:
         from crocuta.model.filters import positional_features
 
-        filter_.features.copy_(
-            positional_features(filter_.config, filter_.config.max_length, filter_.features)
-        )
+        filter_.features.copy_(positional_features(filter_.config, filter_.config.max_length, filter_.features))
 
 
 def _normal(tensor: torch.Tensor, std: float, generator: torch.Generator) -> None:

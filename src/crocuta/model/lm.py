@@ -33,9 +33,7 @@ class Model(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(block, config.hidden_size) for block in config.blocks)
         self.norm = build_norm(config.norm, config.hidden_size)
-        self.head = (
-            None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        )
+        self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, ids: TokenIds) -> Logits:
         """Logits of the token after each position. Raises InputError for wrong shape, dtype or ids."""
@@ -47,14 +45,8 @@ class Model(nn.Module):
         Negative numbers count from the last block (-1). Blocks above ``layer`` are not computed.
         """
         self._check_ids(ids)
-        count = len(self.blocks)
-        if layer is not None and not -count <= layer <= count:
-            raise InputError(
-                "no such layer", given=f"layer={layer}", expected=f"None or a number from {-count} to {count}"
-            )
-        last = count if layer is None else layer if layer >= 0 else count + 1 + layer
         x = self._embed(ids)
-        for block in self.blocks[:last]:
+        for block in self._blocks_below(layer):
             recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled()
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return self.norm(x) if layer is None else x
@@ -78,7 +70,7 @@ class Model(nn.Module):
         weight = self.embedding.weight
         layers = [
             block.init_state(batch, max_length, device=weight.device, dtype=weight.dtype)
-            for block in self.blocks
+            for block in self._blocks_below(None)
         ]
         return ModelState(layers, torch.zeros(batch, dtype=torch.int64), max_length)
 
@@ -108,7 +100,7 @@ class Model(nn.Module):
         if state.max_length is not None:
             check_room(state.lengths, added, state.max_length, "model's")
         x = self._embed(ids)
-        for block, layer_state in list(zip(self.blocks, state.layers, strict=True))[: self._blocks_below(layer)]:
+        for block, layer_state in zip(self._blocks_below(layer), state.layers, strict=False):
             x = block.extend(x, layer_state, lengths)
         state.lengths = state.lengths + added
         return self.norm(x) if layer is None else x
@@ -120,11 +112,15 @@ class Model(nn.Module):
             raise StateError(f"the state {path} belongs to a model with another configuration")
         return load_into(self.init_state(batch, max_length), path)
 
-    def _blocks_below(self, layer: int | None) -> int:
+    def _blocks_below(self, layer: int | None) -> list[Block]:
+        """The blocks that ``hidden(layer=layer)`` runs."""
         count = len(self.blocks)
         if layer is not None and not -count <= layer <= count:
-            raise InputError("no such layer", given=f"layer={layer}", expected=f"None or a number from {-count} to {count}")
-        return count if layer is None else layer if layer >= 0 else count + 1 + layer
+            raise InputError(
+                "no such layer", given=f"layer={layer}", expected=f"None or a number from {-count} to {count}"
+            )
+        last = count if layer is None else layer if layer >= 0 else count + 1 + layer
+        return [block for block in self.blocks if isinstance(block, Block)][:last]
 
     def _embed(self, ids: Tensor) -> Hidden:
         return F.dropout(self.embedding(ids), self.config.embedding_dropout, self.training)

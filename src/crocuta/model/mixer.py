@@ -19,9 +19,7 @@ class Mixer(nn.Module, ABC):
         """Mix whole sequences that start here."""
 
     @abstractmethod
-    def init_state(
-        self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype
-    ) -> State:
+    def init_state(self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype) -> State:
         """The state before the first token, with room for ``max_length`` tokens where room matters."""
 
     @abstractmethod

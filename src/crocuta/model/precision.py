@@ -20,9 +20,7 @@ class Float32Module(nn.Module):
         def keep(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             narrow = moved.is_floating_point() and moved.dtype.itemsize < 4
-            return (
-                tensor.to(moved.device, torch.promote_types(tensor.dtype, torch.float32)) if narrow else moved
-            )
+            return tensor.to(moved.device, torch.promote_types(tensor.dtype, torch.float32)) if narrow else moved
 
         return super()._apply(keep, recurse)
 
@@ -37,9 +35,7 @@ class Memo:
     def __init__(self) -> None:
         self._entries: dict[str, tuple[tuple[object, ...], list[Tensor], Any]] = {}
 
-    def get(
-        self, name: str, parameters: Sequence[Tensor], compute: Callable[[], Any], variant: object = None
-    ) -> Any:
+    def get(self, name: str, parameters: Sequence[Tensor], compute: Callable[[], Any], variant: object = None) -> Any:
         """The value of ``compute()`` for these parameters and this variant (one variant a name is kept)."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._entries.clear()

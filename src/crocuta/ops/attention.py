@@ -35,7 +35,5 @@ def causal_attention(
     for begin in range(0, l, turn):
         rows = torch.arange(begin, min(l, begin + turn), device=q.device)
         mask = columns <= (first + rows)[:, None, :, None]
-        outputs.append(
-            F.scaled_dot_product_attention(q[:, :, rows], k, v, attn_mask=mask, enable_gqa=grouped)
-        )
+        outputs.append(F.scaled_dot_product_attention(q[:, :, rows], k, v, attn_mask=mask, enable_gqa=grouped))
     return torch.cat(outputs, dim=2).transpose(1, 2)

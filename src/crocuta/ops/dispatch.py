@@ -57,9 +57,7 @@ def choose(case: Case) -> Kernel:
     for kernel in TABLE[case.op]:
         if kernel.rejects(case) is None:
             return kernel
-    raise KernelUnavailableError(
-        f"no kernel of {case.op} can run", given=case, expected="; ".join(reasons(case))
-    )
+    raise KernelUnavailableError(f"no kernel of {case.op} can run", given=case, expected="; ".join(reasons(case)))
 
 
 def reasons(case: Case) -> list[str]:

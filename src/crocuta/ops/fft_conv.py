@@ -56,15 +56,12 @@ def _channel_turns(d: int, g: int, b: int, n: int) -> list[tuple[slice, slice]]:
     """Slices of channels, and of the groups they belong to, whose transforms fit the workspace."""
     repeat = d // g
     groups = max(1, _WORKSPACE // (n * b * repeat))
-    return [
-        (slice(i * repeat, min(g, i + groups) * repeat), slice(i, min(g, i + groups)))
-        for i in range(0, g, groups)
-    ]
+    return [(slice(i * repeat, min(g, i + groups) * repeat), slice(i, min(g, i + groups))) for i in range(0, g, groups)]
 
 
 class _FFTConvolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u: Tensor, taps: Tensor, spectrum: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx, u: Tensor, taps: Tensor, spectrum: Tensor | None) -> Tensor:
         (d, b, l), g = u.shape, taps.shape[0]
         ctx.save_for_backward(u, taps)
         n = fft_length(l + min(l, taps.shape[1]) - 1)
@@ -76,7 +73,7 @@ class _FFTConvolution(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         u, taps = ctx.saved_tensors
         (d, b, l), (g, k) = u.shape, taps.shape
         used = min(l, k)
@@ -85,9 +82,7 @@ class _FFTConvolution(torch.autograd.Function):
         for channels, groups in _channel_turns(d, g, b, n):
             h = torch.fft.rfft(taps[groups, :l], n=n)
             dy_spectrum = _by_group(torch.fft.rfft(dy[channels], n=n), h)
-            du[channels] = torch.fft.irfft(dy_spectrum * h.conj()[:, None, None], n=n)[..., :l].reshape(
-                -1, b, l
-            )
+            du[channels] = torch.fft.irfft(dy_spectrum * h.conj()[:, None, None], n=n)[..., :l].reshape(-1, b, l)
             correlation = (_by_group(torch.fft.rfft(u[channels], n=n), h).conj() * dy_spectrum).sum((1, 2))
             dtaps[groups, :used] = torch.fft.irfft(correlation, n=n)[:, :used]
         return du, dtaps, None

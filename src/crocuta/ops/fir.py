@@ -107,10 +107,10 @@ def _before(blocks: Float[Tensor, "d b m c"], taps: int, tail: Tensor | None) ->
 
 class _FIR(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u: Tensor, taps: Tensor, tail: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx, u: Tensor, taps: Tensor, tail: Tensor | None) -> Tensor:
         ctx.save_for_backward(u, taps, tail)
         return apply_taps(u, taps, tail)
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:  # type: ignore[override]
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return apply_taps_adjoint(dy, *ctx.saved_tensors)

@@ -30,14 +30,14 @@ def fir_gate(
 
 class _FIRGate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z: Tensor, taps: Tensor, bias: Tensor | None, tail: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(ctx, z: Tensor, taps: Tensor, bias: Tensor | None, tail: Tensor | None) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(z, taps, bias, tail)
         d = z.shape[0] // 3
         pair = _filtered(slice(d, None), z, taps, bias, tail)
         return _filtered(slice(0, d), z, taps, bias, tail), pair[:d] * pair[d:]
 
     @staticmethod
-    def backward(ctx, dx2: Tensor, du: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx, dx2: Tensor, du: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         z, taps, bias, tail = ctx.saved_tensors
         d = z.shape[0] // 3
         pair = _filtered(slice(d, None), z, taps, bias, tail)

@@ -25,22 +25,20 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
             return x
 
 
-def gated(
-    a: Float[Tensor, "*b i"], b: Float[Tensor, "*b i"], activation: Activation
-) -> Float[Tensor, "*b i"]:
+def gated(a: Float[Tensor, "*b i"], b: Float[Tensor, "*b i"], activation: Activation) -> Float[Tensor, "*b i"]:
     """act(a) · b in the inputs' dtype (Shazeer 2020); saves a and b only."""
     return _Gated.apply(a, b, activation)
 
 
 class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor, activation: Activation) -> Tensor:  # type: ignore[override]
+    def forward(ctx, a: Tensor, b: Tensor, activation: Activation) -> Tensor:
         ctx.save_for_backward(a, b)
         ctx.activation = activation
         return activate(a, activation) * b
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         a, b = ctx.saved_tensors
         db = activate(a, ctx.activation) * dy
         return _activation_adjoint(dy * b, a, ctx.activation), db, None

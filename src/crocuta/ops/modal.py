@@ -118,7 +118,7 @@ def recurrent(
     skip: Float[Tensor, " d"] | None = None,
     state: Float[Tensor, "b d n *z"] | None = None,
 ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b d n *z"]]:
-    """The recurrence, token by token: for decoding. ``poles`` and ``residues`` [d n] are complex or real (``modal_step_constants``)."""
+    """The recurrence, token by token, for decoding; poles and residues as ``modal_step_constants`` makes them."""
     b, _, d = u.shape
     s = (
         poles.new_zeros(b, d, poles.shape[1])
@@ -159,9 +159,7 @@ def modal_final_state(
     b, l, d = u.shape
     lengths = lengths.to(u.device)
     source = torch.arange(l, device=u.device) - (l - lengths)[:, None]
-    moved = u.gather(1, source.clamp(min=0)[:, :, None].expand(-1, -1, d)).masked_fill(
-        (source < 0)[:, :, None], 0
-    )
+    moved = u.gather(1, source.clamp(min=0)[:, :, None].expand(-1, -1, d)).masked_fill((source < 0)[:, :, None], 0)
     blocks, rows = _block_inputs(channels_first(moved, state.dtype), tables.taps.shape)
     fresh = _block_states(blocks, rows, tables, torch.zeros_like(state), l)[1]
     logs = torch.view_as_complex(log_poles.contiguous()) if log_poles.ndim == 3 else log_poles
@@ -177,7 +175,7 @@ class _Chunked(torch.autograd.Function):
     """[d b l] inputs and tables -> outputs and last state, with a backward pass made of the same products."""
 
     @staticmethod
-    def forward(ctx, u, taps, read, write, powers, jumps, state):  # type: ignore[override]
+    def forward(ctx, u, taps, read, write, powers, jumps, state):
         tables = ModalTables(taps, read, write, powers, jumps)
         blocks, rows = _block_inputs(u, taps.shape)
         y = torch.bmm(blocks, toeplitz(taps))
@@ -187,7 +185,7 @@ class _Chunked(torch.autograd.Function):
         return y.view(*u.shape[:2], -1)[:, :, : u.shape[2]], last
 
     @staticmethod
-    def backward(ctx, dy, dlast):  # type: ignore[override]
+    def backward(ctx, dy, dlast):
         u, taps, read, write, powers, jumps, before = ctx.saved_tensors
         (d, b, l), (g, c), m = u.shape, taps.shape, read.shape[2]
         blocks, rows = _block_inputs(u, taps.shape)
@@ -264,7 +262,13 @@ def _scan(first: Float[Tensor, "g r b m"], added: Float[Tensor, "g r b steps m"]
 
 
 def _scan_adjoint(
-    dbefore: Tensor, before: Tensor, end: Tensor, rows: tuple[int, int, int], powers: Tensor, jumps: Tensor, remainder: int
+    dbefore: Tensor,
+    before: Tensor,
+    end: Tensor,
+    rows: tuple[int, int, int],
+    powers: Tensor,
+    jumps: Tensor,
+    remainder: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for what each block adds to the state after it [g rows m], for the first state, and for the powers.
 
@@ -291,11 +295,7 @@ def _scan_adjoint(
 
 def _as_modes(pair: Tensor, is_complex: bool | None = None) -> Tensor:
     """[.. n 2] as complex [.. n]; real modes unchanged. ``is_complex`` defaults to the rule for [g n *z]."""
-    return (
-        torch.view_as_complex(pair.contiguous())
-        if (pair.ndim == 3 if is_complex is None else is_complex)
-        else pair
-    )
+    return torch.view_as_complex(pair.contiguous()) if (pair.ndim == 3 if is_complex is None else is_complex) else pair
 
 
 def _modes(flat: Tensor, is_complex: bool) -> Tensor:

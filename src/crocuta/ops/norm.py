@@ -31,7 +31,7 @@ def layer_norm(
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, eps: float, inside: bool) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x: Tensor, scale: Tensor, eps: float, inside: bool) -> Tensor:
         rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
         inverse = torch.rsqrt(rms * rms + eps) if inside else 1 / (rms + eps)
         ctx.save_for_backward(x, scale, rms, inverse)
@@ -39,7 +39,7 @@ class _RMSNorm(torch.autograd.Function):
         return (x * inverse).mul_(scale)
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, scale, rms, inverse = ctx.saved_tensors
         width = x.shape[-1]
         product = (dy * x).reshape(-1, width)

@@ -125,8 +125,4 @@ def layer_norm(
 
 def _complex(pair: Tensor) -> Tensor:
     """[g n 2] as complex [g n]; real modes [g n] gain a zero imaginary part."""
-    return (
-        torch.view_as_complex(pair.contiguous())
-        if pair.ndim == 3
-        else torch.complex(pair, torch.zeros_like(pair))
-    )
+    return torch.view_as_complex(pair.contiguous()) if pair.ndim == 3 else torch.complex(pair, torch.zeros_like(pair))

@@ -16,7 +16,7 @@ def inverse_frequencies(head_size: int, base: float) -> Float[Tensor, " c"]:
 def rotation(
     positions: Float[Tensor, "b l"], inverse: Float[Tensor, " c"], dtype: torch.dtype
 ) -> tuple[Float[Tensor, "b l 1 c"], Float[Tensor, "b l 1 c"]]:
-    """cos and sin of position · inv_freq, computed in float32 (float64 where dtype is). Positions may be fractions (interpolation)."""
+    """cos and sin of position · inv_freq in float32 (float64 where dtype is); positions may be fractions."""
     wide = torch.promote_types(dtype, torch.float32)
     angles = positions.to(wide)[..., None] * inverse.to(wide)
     return angles.cos()[:, :, None], angles.sin()[:, :, None]

@@ -220,16 +220,11 @@ def _choose_smoothings(train: Ids, vocab_size: int, max_order: int) -> list[Smoo
     if size == 0:
         return [methods[0]] * (max_order + 1)
     counts, past = _fit(train[:-size], max_order), _tail(train[:-size], max_order)
-    bits = [
-        [_mean_bits(p) for p in _predict(counts, past, train[-size:], vocab_size, method)]
-        for method in methods
-    ]
+    bits = [[_mean_bits(p) for p in _predict(counts, past, train[-size:], vocab_size, method)] for method in methods]
     return [methods[best] for best in np.argmin(bits, axis=0)]
 
 
-def _predict(
-    counts: _Counts, past: Ids, text: Ids, vocab_size: int, smoothing: Smoothing
-) -> Iterator[Probabilities]:
+def _predict(counts: _Counts, past: Ids, text: Ids, vocab_size: int, smoothing: Smoothing) -> Iterator[Probabilities]:
     """Order by order, the probability of each token of ``text`` after ``past``."""
     codes = counts.encode(np.concatenate([past, text]))
     context = np.zeros_like(codes)
@@ -299,9 +294,7 @@ def _ids(name: str, ids: npt.ArrayLike, vocab_size: int) -> Ids:
     array = np.asarray(ids)
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
         given = f"{array.dtype} of shape {array.shape}"
-        raise InputError(
-            f"{name} is no token sequence", given=given, expected="integers of shape [l], l >= 1"
-        )
+        raise InputError(f"{name} is no token sequence", given=given, expected="integers of shape [l], l >= 1")
     low, high = int(array.min()), int(array.max())
     if low < 0 or high >= vocab_size:
         raise InputError(

@@ -59,9 +59,7 @@ class TrainingCheckpoints:
 
     def __init__(self, folder: Path, keep: int = 2):
         if keep < 2:
-            raise InputError(
-                "too few checkpoints to keep", given=keep, expected=">= 2", fix="a bad one needs a spare"
-            )
+            raise InputError("too few checkpoints to keep", given=keep, expected=">= 2", fix="a bad one needs a spare")
         self.folder = Path(folder).resolve()
         self.keep = keep
         commit.make_folders(self.folder)
@@ -75,7 +73,7 @@ class TrainingCheckpoints:
 
         Raises:
             InputError: a group name, tensor or state value that the files cannot hold.
-            CheckpointError: the disk refused; earlier checkpoints are untouched and nothing is left behind.
+            CheckpointError: the disk refused; earlier checkpoints are untouched, nothing half-done stays.
         """
         for group in tensors:
             if not _GROUP.fullmatch(group):
@@ -178,9 +176,7 @@ def _read(path: Path, step: int) -> Restored:
             f"{path / STATE_FILE} is of another kind", given=found, expected={**_HEADER, "step": step}
         )
     groups = [name.removesuffix(".safetensors") for name in names if name.endswith(".safetensors")]
-    return Restored(
-        step, path, {group: read_tensors(path / f"{group}.safetensors") for group in groups}, state
-    )
+    return Restored(step, path, {group: read_tensors(path / f"{group}.safetensors") for group in groups}, state)
 
 
 def _check_plain(value: Any, where: str) -> None:
@@ -188,20 +184,14 @@ def _check_plain(value: Any, where: str) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise InputError(
-                    f"key of {where}", given=f"{key!r} ({type(key).__name__})", expected="a string"
-                )
+                raise InputError(f"key of {where}", given=f"{key!r} ({type(key).__name__})", expected="a string")
             _check_plain(item, f"{where}.{key}")
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             _check_plain(item, f"{where}[{index}]")
-    elif type(value) not in (str, int, bool, float, type(None)) or (
-        type(value) is float and not math.isfinite(value)
-    ):
+    elif type(value) not in (str, int, bool, float, type(None)) or (type(value) is float and not math.isfinite(value)):
         given = f"{value!r} ({type(value).__name__})"
-        raise InputError(
-            f"{where} is no JSON value", given=given, expected="text, a finite number, true, false, null"
-        )
+        raise InputError(f"{where} is no JSON value", given=given, expected="text, a finite number, true, false, null")
 
 
 # --- one trainer a folder ------------------------------------------------------------------------------------
@@ -231,9 +221,7 @@ class _FolderLock:
             os.close(descriptor)
             raise self._refusal(path, holder) from None
         except OSError as error:  # some network file systems
-            logger.warning(
-                "no locks on this file system (%s): let only one trainer use %s", error, path.parent
-            )
+            logger.warning("no locks on this file system (%s): let only one trainer use %s", error, path.parent)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"pid {os.getpid()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}".encode())
         _held.add(path)
@@ -242,9 +230,7 @@ class _FolderLock:
     @staticmethod
     def _refusal(path: Path, holder: str) -> CheckpointError:
         fix = "stop it, or use another folder"
-        return CheckpointError(
-            f"{path.parent} is in use by another trainer", given=holder, expected="none", fix=fix
-        )
+        return CheckpointError(f"{path.parent} is in use by another trainer", given=holder, expected="none", fix=fix)
 
 
 def _release(path: Path, descriptor: int, owner: int) -> None:

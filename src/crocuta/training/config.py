@@ -38,7 +38,9 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         given = [name for name in ("striped", "preset", "config", "load") if getattr(self, name) is not None]
-        _require(len(given) == 1, "model needs exactly one description", given or "none", "striped, preset, config or load")
+        _require(
+            len(given) == 1, "model needs exactly one description", given or "none", "striped, preset, config or load"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,16 @@ class TrainConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("length", "batch_size", "accumulation", "steps", "evaluate_every", "evaluate_tokens", "checkpoint_every", "log_every"):
+        for name in (
+            "length",
+            "batch_size",
+            "accumulation",
+            "steps",
+            "evaluate_every",
+            "evaluate_tokens",
+            "checkpoint_every",
+            "log_every",
+        ):
             _require(getattr(self, name) >= 1, f"{name} must be positive", getattr(self, name), ">= 1")
         _require(self.keep_checkpoints >= 2, "keep_checkpoints is too small", self.keep_checkpoints, ">= 2")
         _require(self.time_limit is None or self.time_limit > 0, "time_limit must be positive", self.time_limit, "> 0")

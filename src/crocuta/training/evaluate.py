@@ -26,7 +26,13 @@ class HeldOut:
 
 @torch.no_grad()
 def evaluate(
-    model: Model, source: TokenSource, tokenizer: Tokenizer, length: int, *, max_tokens: int | None = None, context: int = 0
+    model: Model,
+    source: TokenSource,
+    tokenizer: Tokenizer,
+    length: int,
+    *,
+    max_tokens: int | None = None,
+    context: int = 0,
 ) -> HeldOut:
     """Bits of the stream's tokens (its first ``max_tokens``), each predicted inside a window of ``length``.
 

@@ -31,7 +31,13 @@ from crocuta.training.config import TrainConfig
 from crocuta.training.data import open_data
 from crocuta.training.evaluate import HeldOut, evaluate
 from crocuta.training.metrics import Metrics
-from crocuta.training.optim import learning_rate_factor, load_optimizer_tensors, make_optimizer, optimizer_tensors, set_learning_rate
+from crocuta.training.optim import (
+    learning_rate_factor,
+    load_optimizer_tensors,
+    make_optimizer,
+    optimizer_tensors,
+    set_learning_rate,
+)
 from crocuta.training.progress import Display, Status, duration
 from crocuta.training.step import PATIENCE, clear_gradients, refuse_to_go_on, train_step
 
@@ -89,7 +95,16 @@ def train(config: TrainConfig, folder: str | Path, *, resume: bool = False) -> O
 class _Trainer:
     """One run's moving parts."""
 
-    def __init__(self, config: TrainConfig, run: Path, model: Model, tokenizer: Tokenizer, train_source: TokenSource, held_out: TokenSource, checkpoints: TrainingCheckpoints) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Path,
+        model: Model,
+        tokenizer: Tokenizer,
+        train_source: TokenSource,
+        held_out: TokenSource,
+        checkpoints: TrainingCheckpoints,
+    ) -> None:
         self.config = config
         self.folder = run
         self.model = model.to(config.device)
@@ -100,7 +115,10 @@ class _Trainer:
         self.checkpoints = checkpoints
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.loader = WindowLoader(
-            train_source, config.length, config.batch_size, config.seed,
+            train_source,
+            config.length,
+            config.batch_size,
+            config.seed,
             reverse_complement=config.data.reverse_complement,
             complement_ids=tokenizer.complement_ids if config.data.reverse_complement else None,
         )
@@ -128,9 +146,21 @@ class _Trainer:
             self.progress.seconds = already + time.monotonic() - began
             step = self.progress.step
             if step % self.config.evaluate_every == 0:
-                result = evaluate(self.model, self.held_out, self.tokenizer, self.config.length, max_tokens=self.config.evaluate_tokens)
+                result = evaluate(
+                    self.model,
+                    self.held_out,
+                    self.tokenizer,
+                    self.config.length,
+                    max_tokens=self.config.evaluate_tokens,
+                )
                 self.progress.held_out_bits = result.bits_per_byte
-                metrics.write("eval", step, held_out_bits=result.bits_per_token, bits_per_byte=result.bits_per_byte, tokens=result.tokens)
+                metrics.write(
+                    "eval",
+                    step,
+                    held_out_bits=result.bits_per_token,
+                    bits_per_byte=result.bits_per_byte,
+                    tokens=result.tokens,
+                )
             self.progress.seconds = already + time.monotonic() - began
             if step % self.config.checkpoint_every == 0:
                 self._save_checkpoint()
@@ -151,7 +181,15 @@ class _Trainer:
         progress.loss = result.loss
         if progress.step % config.log_every == 0 or progress.step == 1:
             rate = config.optimizer.learning_rate * factor
-            metrics.write("train", progress.step, loss=result.loss, gradient_norm=result.gradient_norm, learning_rate=rate, epoch=self.loader.epoch(progress.step * config.accumulation), seconds=progress.seconds)
+            metrics.write(
+                "train",
+                progress.step,
+                loss=result.loss,
+                gradient_norm=result.gradient_norm,
+                learning_rate=rate,
+                epoch=self.loader.epoch(progress.step * config.accumulation),
+                seconds=progress.seconds,
+            )
 
     def _batch(self, micro: int) -> tuple[Tensor, Tensor]:
         inputs, targets = self.loader.batch(self.progress.step * self.config.accumulation + micro)
@@ -168,11 +206,20 @@ class _Trainer:
         fraction, seconds = self._fraction(), max(progress.seconds, 1e-9)
         tokens = progress.step * config.batch_size * config.accumulation * config.length
         left = seconds * (1 - fraction) / max(fraction, 1e-9)
-        return Status(progress.step, config.steps, fraction, progress.loss / math.log(2), progress.held_out_bits, tokens / seconds, left)
+        return Status(
+            progress.step,
+            config.steps,
+            fraction,
+            progress.loss / math.log(2),
+            progress.held_out_bits,
+            tokens / seconds,
+            left,
+        )
 
     def _announce(self, display: Display, restored: Restored | None) -> None:
         parameters = sum(p.numel() for p in self.model.parameters())
-        display.say(f"{parameters:,} parameters; {len(self.train_source):,} training and {len(self.held_out):,} held-out tokens; {torch.get_num_threads()} threads")
+        data = f"{len(self.train_source):,} training and {len(self.held_out):,} held-out tokens"
+        display.say(f"{parameters:,} parameters; {data}; {torch.get_num_threads()} threads")
         if restored is not None:
             display.say(f"resumed from {restored.path.name}, {duration(self.progress.seconds)} into the run")
 
@@ -187,27 +234,47 @@ class _Trainer:
     def _restore(self, restored: Restored) -> None:
         wanted = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         if wanted.keys() != restored.tensors["model"].keys():
-            raise CheckpointError(f"{restored.path} holds another model", fix="resume with the configuration it was made with")
+            raise CheckpointError(
+                f"{restored.path} holds another model", fix="resume with the configuration it was made with"
+            )
         with torch.no_grad():
             for name, tensor in restored.tensors["model"].items():
                 wanted[name].copy_(tensor)
         load_optimizer_tensors(self.model, self.optimizer, restored.tensors["optimizer"])
         _set_random_state(restored.tensors["random"])
-        state = {key: math.nan if value == "nan" else value for key, value in restored.state.items()}
+        state: dict[str, Any] = {k: math.nan if v == "nan" else v for k, v in restored.state.items()}
         self.progress = Progress(**state)
 
     def _finish(self, metrics: Metrics, display: Display) -> Outcome:
         finished = not self.stop.asked
         result = None
         if finished:
-            result = evaluate(self.model, self.held_out, self.tokenizer, self.config.length, context=self.config.length // 2)
-            metrics.write("final", self.progress.step, held_out_bits=result.bits_per_token, bits_per_byte=result.bits_per_byte, tokens=result.tokens, seconds=self.progress.seconds)
+            result = evaluate(
+                self.model, self.held_out, self.tokenizer, self.config.length, context=self.config.length // 2
+            )
+            metrics.write(
+                "final",
+                self.progress.step,
+                held_out_bits=result.bits_per_token,
+                bits_per_byte=result.bits_per_byte,
+                tokens=result.tokens,
+                seconds=self.progress.seconds,
+            )
             save(self.model, self.tokenizer, self.folder)
         else:
             self._save_checkpoint()
             display.say(f"stopped by a signal and saved at step {self.progress.step}; go on with --resume")
         self.model.eval()
-        return Outcome(finished, self.progress.step, self.progress.seconds, result, self.train_source, self.held_out, self.model, self.tokenizer)
+        return Outcome(
+            finished,
+            self.progress.step,
+            self.progress.seconds,
+            result,
+            self.train_source,
+            self.held_out,
+            self.model,
+            self.tokenizer,
+        )
 
 
 class _StopSignal:
@@ -228,7 +295,7 @@ class _StopSignal:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         for other, handler in self._former.items():
             signal.signal(other, handler)
@@ -242,10 +309,14 @@ def _claim(run: Path, config: TrainConfig, resume: bool) -> None:
         if not recorded.exists():
             raise InputError(f"there is no run to resume in {run}", fix="start one without --resume")
         if json.loads(recorded.read_text(encoding="utf-8")) != json.loads(text):
-            raise ConfigError(f"{run} was started with another configuration", expected=str(recorded), fix="resume with that file")
+            raise ConfigError(
+                f"{run} was started with another configuration", expected=str(recorded), fix="resume with that file"
+            )
         return
     if run.exists() and any(run.iterdir()):
-        raise InputError(f"{run} is not empty", expected="a new folder", fix="choose another, or --resume, or --overwrite")
+        raise InputError(
+            f"{run} is not empty", expected="a new folder", fix="choose another, or --resume, or --overwrite"
+        )
     run.mkdir(parents=True, exist_ok=True)
     recorded.write_text(text, encoding="utf-8")
 
@@ -259,13 +330,22 @@ def _build(config: TrainConfig) -> tuple[Model, Tokenizer]:
     if spec.striped is not None:
         s = spec.striped
         architecture = striped(
-            vocab_size=tokenizer.vocab_size, hidden_size=s.hidden_size, num_layers=s.num_layers, filter=s.filter,
-            num_heads=s.num_heads, attention_layers=s.attention_layers, dropout=s.dropout,
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=s.hidden_size,
+            num_layers=s.num_layers,
+            filter=s.filter,
+            num_heads=s.num_heads,
+            attention_layers=s.attention_layers,
+            dropout=s.dropout,
         )
     else:
         architecture = spec.config or preset(spec.preset or "")
     if tokenizer.num_ids > architecture.vocab_size:
-        raise ConfigError("the tokenizer has more ids than the model", given=tokenizer.num_ids, expected=f"at most {architecture.vocab_size}")
+        raise ConfigError(
+            "the tokenizer has more ids than the model",
+            given=tokenizer.num_ids,
+            expected=f"at most {architecture.vocab_size}",
+        )
     return build_model(architecture, seed=config.seed), tokenizer
 
 

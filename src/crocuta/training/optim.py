@@ -34,7 +34,9 @@ def make_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.AdamW:
         peak = (config.filter_learning_rate or config.learning_rate) if role == "filters" else config.learning_rate
         decay = config.weight_decay if role == "matrices" else 0.0
         if parameters:
-            groups.append({"params": list(parameters.values()), "weight_decay": decay, "lr": peak, "peak": peak, "role": role})
+            groups.append(
+                {"params": list(parameters.values()), "weight_decay": decay, "lr": peak, "peak": peak, "role": role}
+            )
     return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
 
 
@@ -64,6 +66,10 @@ def optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[st
 def load_optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Inverse of ``optimizer_tensors``."""
     for name, parameter in model.named_parameters():
-        state = {key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in tensors}
+        state = {
+            key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in tensors
+        }
         if state:
-            optimizer.state[parameter] = {k: v.clone() if k == "step" else v.to(parameter.device, copy=True) for k, v in state.items()}
+            optimizer.state[parameter] = {
+                k: v.clone() if k == "step" else v.to(parameter.device, copy=True) for k, v in state.items()
+            }

@@ -32,9 +32,13 @@ class Display:
     def __init__(self, title: str) -> None:
         self.console = Console(stderr=True)
         self._title = title
-        self._bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=40), TextColumn("{task.percentage:>3.0f}%"))
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=40), TextColumn("{task.percentage:>3.0f}%")
+        )
         self._task = self._bar.add_task(title, total=1.0)
-        self._live = Live(console=self.console, refresh_per_second=4, transient=False) if self.console.is_terminal else None
+        self._live = (
+            Live(console=self.console, refresh_per_second=4, transient=False) if self.console.is_terminal else None
+        )
         self._last = float("-inf")
 
     def __enter__(self) -> Display:

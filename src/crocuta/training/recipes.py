@@ -62,7 +62,9 @@ def _read_yaml(path: Path, text: str) -> Any:
     try:
         import yaml
     except ImportError as error:
-        raise MissingExtraError(f"{path} needs PyYAML", fix="pip install 'crocuta[yaml]', or write it as JSON") from error
+        raise MissingExtraError(
+            f"{path} needs PyYAML", fix="pip install 'crocuta[yaml]', or write it as JSON"
+        ) from error
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -72,7 +74,9 @@ def _read_yaml(path: Path, text: str) -> Any:
 def _make_paths_absolute(value: dict[str, Any], folder: Path) -> None:
     data, model, tokenizer = (value.get(key) for key in ("data", "model", "tokenizer"))
     if isinstance(data, dict) and isinstance(data.get("files"), list):
-        data["files"] = [str(folder / item) if isinstance(item, str) and item != "-" else item for item in data["files"]]
+        data["files"] = [
+            str(folder / item) if isinstance(item, str) and item != "-" else item for item in data["files"]
+        ]
     for owner, key in ((model, "load"), (tokenizer, "file")):
         if isinstance(owner, dict) and isinstance(owner.get(key), str):
             owner[key] = str(folder / owner[key])

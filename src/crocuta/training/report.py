@@ -123,9 +123,7 @@ def comparison_table(
     for row in rows:
         difference = "" if row is ours else f"{row.bits_per_token - model_bits:+.3f}"
         note = "best baseline" if row is best else ""
-        table.add_row(
-            row.name, f"{row.bits_per_token:.3f}", difference, note, style="bold" if row is ours else None
-        )
+        table.add_row(row.name, f"{row.bits_per_token:.3f}", difference, note, style="bold" if row is ours else None)
     return table
 
 
@@ -195,9 +193,7 @@ def _record(path: Path, number: int, line: str, *, is_cut: bool) -> dict[str, ob
     except json.JSONDecodeError as failure:
         if is_cut:
             return {}
-        raise InputError(
-            f"{path}, line {number} is no JSON", given=repr(line[:60]), fix=failure.msg
-        ) from failure
+        raise InputError(f"{path}, line {number} is no JSON", given=repr(line[:60]), fix=failure.msg) from failure
     if not isinstance(record, dict):
         raise InputError(f"{path}, line {number} is no JSON object", given=repr(line[:60]))
     return record

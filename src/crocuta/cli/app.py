@@ -1,0 +1,87 @@
+"""The verbs put together, and how errors become one line and an exit code.
+
+    0  done          1  an error that the message explains          2  wrong usage
+    130  stopped by the user          141  nobody reads the output any more
+
+An exception that is not ours is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from crocuta import __version__
+from crocuta.cli import embed, generate, inspect, prepare, score, train
+from crocuta.errors import CrocutaError
+
+# Click, or what Typer carries of it, calls this UsageError; Typer has no name for it.
+UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+class _Crocuta(TyperGroup):
+    """Every error that bad input can cause is one line on standard error."""
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # noqa: ARG002
+        given = list(sys.argv[1:] if args is None else args)
+        try:
+            code = super().main(given or ["--help"], "crocuta", standalone_mode=False)
+        except UsageError as error:
+            verb = f" {given[0]}" if given and given[0] in self.commands else ""
+            code = _complain(f"{error.format_message()} (see crocuta{verb} --help)", 2)
+        except typer.Abort:
+            code = 130
+        sys.exit(code or 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            super().invoke(ctx)
+            sys.stdout.flush()
+        except CrocutaError as error:
+            raise typer.Exit(_complain(str(error), 1)) from error
+        except BrokenPipeError as error:
+            # Else the interpreter would try to flush again at its end, and say so.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from error
+
+
+def _complain(message: str, code: int) -> int:
+    typer.echo(f"crocuta: error: {' '.join(message.split())}", err=True)
+    return code
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"crocuta {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=_Crocuta,
+    help="Hyena and StripedHyena sequence models: train, generate, score, embed.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would make --help twice as slow
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command()(train.train)
+app.command()(generate.generate)
+app.command()(score.score)
+app.command()(embed.embed)
+app.command()(inspect.inspect)
+app.command()(prepare.prepare)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    logging.basicConfig(format="crocuta: %(message)s", level=logging.WARNING, stream=sys.stderr)

@@ -1,0 +1,67 @@
+"""Options and arguments that several verbs share, and the model that they name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+import typer
+
+from crocuta.errors import InputError, TokenizerError
+
+if TYPE_CHECKING:
+    import torch
+
+    from crocuta.model.lm import Model
+    from crocuta.tokenizers.base import Tokenizer
+
+DtypeName: TypeAlias = Literal["fp32", "bf16", "fp64"]
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a saved model or a finished run.")]
+Files = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[FILE]...",
+        show_default=False,
+        help="FASTA, JSONL or text lines, also .gz, .bgz, .xz; told apart by suffix, else by the first character. "
+        "'-' or none: standard input.",
+    ),
+]
+Output = Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Write here, not to stdout.")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:N, mps; auto: a GPU if there is one.")]
+Dtype = Annotated[DtypeName | None, typer.Option(help="Cast the weights.  [default: as stored]")]
+KeepCase = Annotated[bool, typer.Option("--keep-case", help="Leave lower case in FASTA as it is.")]
+
+
+def load_model(path: Path, device: str, dtype: DtypeName | None) -> tuple[Model, Tokenizer]:
+    """The model and its tokenizer, ready to use.
+
+    Raises:
+        InputError: no such model or device. TokenizerError: the model has no tokenizer; and all that ``load`` raises.
+    """
+    import torch
+
+    from crocuta.checkpoints.load import load
+
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+    model, tokenizer = load(path, device=choose_device(device), dtype=dtypes[dtype] if dtype else None)
+    if tokenizer is None:
+        raise TokenizerError(f"the model of {path} has no tokenizer", fix="save it again together with one")
+    return model, tokenizer
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``name``; "auto" is a GPU if there is one. Raises InputError where there is no such device."""
+    import torch
+
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if name == "auto":
+        name = "cuda" if counts["cuda"] else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError("unknown device", given=repr(name), expected="cpu, cuda, cuda:N, mps or auto") from error
+    if (device.index or 0) >= counts.get(device.type, 0):
+        here = [kind if count == 1 else f"{kind}:0 to {kind}:{count - 1}" for kind, count in counts.items() if count]
+        raise InputError("there is no such device here", given=repr(name), expected=", ".join(here))
+    return device
