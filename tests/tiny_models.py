@@ -34,7 +34,7 @@ MAX_LENGTH = 160
 
 FILTERS: dict[str, FilterConfig] = {
     "explicit": ExplicitFilterConfig(taps=5),
-    "explicit-decay": ExplicitFilterConfig(taps=40, decay=DecayConfig(horizon=64)),
+    "explicit-decay": ExplicitFilterConfig(taps=40, decay=DecayConfig(horizon=64, rates=(0.01, 10.0))),
     "explicit-grouped": ExplicitFilterConfig(taps=7, groups=2, decay=DecayConfig(horizon=64, rates=(0.1, 10.0))),
     "explicit-fft": ExplicitFilterConfig(taps=600, groups=4),
     "implicit": ImplicitFilterConfig(max_length=MAX_LENGTH, width=8, window_shift=0.05),
@@ -119,7 +119,7 @@ def loud(model: Model, seed: int = 0) -> Model:
         elif isinstance(module, ImplicitFilter):
             module.output.weight.mul_(4)
         elif isinstance(module, ExplicitFilter):
-            module.weight.mul_(2)
+            module.weight.mul_(4)
     return model
 
 

@@ -28,7 +28,16 @@ UsageError: Any = typer.BadParameter.__mro__[1]
 class _Crocuta(TyperGroup):
     """Every error that bad input can cause is one line on standard error."""
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # noqa: ARG002
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Parse, run and exit, whatever ``standalone_mode`` says."""
         given = list(sys.argv[1:] if args is None else args)
         try:
             code = super().main(given or ["--help"], "crocuta", standalone_mode=False)
@@ -80,7 +89,7 @@ app.command()(prepare.prepare)
 
 @app.callback()
 def _root(
-    version: Annotated[
+    _: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:

@@ -21,7 +21,7 @@ ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a sa
 Files = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[FILE]...",
+        metavar="FILE",
         show_default=False,
         help="FASTA, JSONL or text lines, also .gz, .bgz, .xz; told apart by suffix, else by the first character. "
         "'-' or none: standard input.",

@@ -26,11 +26,11 @@ def binary_output(path: str | None) -> Iterator[IO[bytes]]:
         sys.stdout.buffer.flush()
     elif Path(path).exists() and not Path(path).is_file():  # a device or a pipe: nothing to replace
         try:
-            stream = open(path, "wb")  # noqa: SIM115
+            device: IO[bytes] = open(path, "wb")  # noqa: SIM115
         except OSError as error:
             raise InputError(f"cannot write {path}", given=error.strerror, expected="a file") from error
-        with stream:
-            yield stream
+        with device:
+            yield device
     else:
         with replace_file(path) as stream:
             yield stream

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Literal
 
 import typer
 
-from crocuta.cli.options import Files, KeepCase
+from crocuta.cli.options import KeepCase
 
 
 def prepare(
-    files: Files = None,
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE",
+            show_default=False,
+            help="FASTA, JSONL or text, also .gz, .bgz, .xz. '-' or none: standard input.",
+        ),
+    ] = None,
+    *,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="PREFIX", help="Write PREFIX.bin, PREFIX.idx and PREFIX.json.")
-    ] = ...,  # type: ignore[assignment]
-    tokenizer: Annotated[str, typer.Option(metavar="NAME", help="bytes, dna, or the path of a tokenizer.json.")] = ...,  # type: ignore[assignment]
+    ],
+    tokenizer: Annotated[str, typer.Option(metavar="NAME", help="bytes, dna, or the path of a tokenizer.json.")],
     format: Annotated[
         Literal["auto", "fasta", "jsonl", "text", "lines"],
         typer.Option(help="text: a document a file; lines: a document a line; auto: by suffix, else text."),
@@ -27,7 +34,7 @@ def prepare(
 ) -> None:
     """Tokenise files for training (data.format: tokens)."""
     from crocuta.cli.records import inputs, record_format
-    from crocuta.data import prepare as data
+    from crocuta.data.prepare import prepare as write_tokens
     from crocuta.tokenizers.load import make_tokenizer
 
     spec = {"type": tokenizer} if tokenizer in ("bytes", "dna") else {"type": "pieces", "file": tokenizer}
@@ -35,7 +42,7 @@ def prepare(
     paths = inputs(files)
     # Standard input has no suffix: its first character tells.
     kind = record_format("-", "text") if format == "auto" and paths == ["-"] else format
-    summary = data.prepare(
+    summary = write_tokens(
         paths,
         made,
         output,
@@ -46,4 +53,4 @@ def prepare(
         overwrite=overwrite,
     )
     done = f"{summary.documents:,} documents, {summary.tokens:,} tokens, {summary.bytes:,} bytes"
-    print(f"{output}.bin: {done}", file=sys.stderr)
+    typer.echo(f"{output}.bin: {done}", err=True)

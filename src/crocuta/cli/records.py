@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import lzma
 import os
 import re
@@ -10,7 +11,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import typer
 
@@ -119,7 +120,7 @@ def naming(documents: Sequence[Document]) -> Iterator[None]:
 
 def _stdin_head() -> bytes:
     """The first bytes of standard input, unpacked, which stay to be read. Waits for them."""
-    head = sys.stdin.buffer.peek(1)
+    head = cast(io.BufferedReader, sys.stdin.buffer).peek(1)
     try:
         if head.startswith(b"\x1f\x8b"):
             return zlib.decompressobj(wbits=31).decompress(head, 1024)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from crocuta.config import AttentionConfig, RopeConfig
 from crocuta.errors import StateError
+from crocuta.model.linear import Linear
 from crocuta.model.mixer import Mixer
 from crocuta.model.precision import Float32Module
 from crocuta.model.state import AttentionState, State, check_room
@@ -24,9 +25,9 @@ class AttentionMixer(Mixer):
         self.heads = config.num_heads
         self.kv_heads = config.num_kv_heads or config.num_heads
         self.head_size = channels // config.num_heads
-        self.qkv = nn.Linear(channels, (self.heads + 2 * self.kv_heads) * self.head_size, bias=config.qkv_bias)
+        self.qkv = Linear(channels, (self.heads + 2 * self.kv_heads) * self.head_size, bias=config.qkv_bias)
         self.rope = None if config.rope is None else Rope(config.rope, self.head_size)
-        self.output = nn.Linear(channels, channels, bias=config.output_bias)
+        self.output = Linear(channels, channels, bias=config.output_bias)
 
     def forward(self, x: Hidden) -> Hidden:
         q, k, v = self._heads(x, torch.zeros(len(x), dtype=torch.int64))

@@ -72,14 +72,13 @@ class BlockKind:
 def parameters(config: ModelConfig) -> dict[str, int]:
     """Number of parameters by part: embedding, each kind of mixer, MLPs, norms, head. A tied head has none."""
     model = _on_meta(config, torch.float32)
+    kinds = block_kinds(config)
     parts: Counter[str] = Counter({"embedding": _size(model.embedding)})
-    for kind in block_kinds(config):
-        count = len(kind.layers)
-        parts[kind.mixer] += count * kind.mixer_parameters
-        parts["MLPs"] += count * kind.mlp_parameters
-        parts["norms"] += count * kind.norm_parameters
-    parts["norms"] += _size(model.norm)
-    parts["head"] += _size(model.head)
+    for kind in kinds:
+        parts[kind.mixer] += len(kind.layers) * kind.mixer_parameters
+    parts["MLPs"] = sum(len(kind.layers) * kind.mlp_parameters for kind in kinds)
+    parts["norms"] = sum(len(kind.layers) * kind.norm_parameters for kind in kinds) + _size(model.norm)
+    parts["head"] = _size(model.head)
     return {name: number for name, number in parts.items() if number}
 
 

@@ -23,9 +23,11 @@ from crocuta.config import (
     RealModalFilterConfig,
 )
 from crocuta.errors import InputError
+from crocuta.model.linear import Linear
 from crocuta.model.precision import Float32Module, Memo
 from crocuta.model.state import FIRState, HistoryState, ModalState, State, check_room
 from crocuta.ops import modal
+from crocuta.ops.blocks import full_precision
 from crocuta.ops.dispatch import Case, choose
 from crocuta.ops.fft_conv import fft_convolution, filter_spectrum
 from crocuta.ops.fir import fir, next_tail
@@ -172,8 +174,8 @@ class ImplicitFilter(Filter):
         self.config = config
         self.channels = channels
         widths = [config.features] + [config.width] * (config.inner_layers + 1)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:]))
-        self.output = nn.Linear(config.width, channels, bias=False)
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in zip(widths[:-1], widths[1:]))
+        self.output = Linear(config.width, channels, bias=False)
         self.frequency = nn.Parameter(torch.empty(config.width))
         trained = config.train_features
         self.features = nn.Parameter(torch.empty(config.max_length, config.features)) if trained else None
@@ -187,18 +189,15 @@ class ImplicitFilter(Filter):
                 expected=f"at most {self.config.max_length}",
                 fix="build the model with a larger filter max_length",
             )
-        return self._memo.get("taps", list(self.parameters()), lambda: self._make_taps(length), length)
+        return self._memo.get("taps", list(self.parameters()), lambda: self._make_taps(self.frequency, length), length)
 
-    def _make_taps(self, length: int) -> Float[Tensor, "g k"]:
-        with torch.autocast(self.frequency.device.type, enabled=False):
-            x = (
-                positional_features(self.config, length, self.frequency)
-                if self.features is None
-                else self.features[:length]
-            )
-            for layer in self.layers:
-                x = torch.sin(self.frequency * layer(x))
-            return (self.output(x) * window(self.config, length, self.channels, self.frequency)).t().contiguous()
+    @full_precision
+    def _make_taps(self, like: Tensor, length: int) -> Float[Tensor, "g k"]:
+        """The MLP over positions made on the device and in the dtype of ``like``."""
+        x = positional_features(self.config, length, like) if self.features is None else self.features[:length]
+        for layer in self.layers:
+            x = torch.sin(self.frequency * layer(x))
+        return (self.output(x) * window(self.config, length, self.channels, like)).t().contiguous()
 
     def convolve(self, u: Hidden, skip: Tensor | None) -> Hidden:
         taps = self.taps(u.shape[1])

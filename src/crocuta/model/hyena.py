@@ -15,6 +15,7 @@ from crocuta.config import (
     RealModalFilterConfig,
 )
 from crocuta.model.filters import ExplicitFilter, Filter, ImplicitFilter, ModalFilter
+from crocuta.model.linear import Linear
 from crocuta.model.mixer import Mixer
 from crocuta.model.state import FIRState, HyenaState, State
 from crocuta.ops.fir import next_tail
@@ -28,12 +29,12 @@ class HyenaMixer(Mixer):
     def __init__(self, config: HyenaConfig, channels: int) -> None:
         super().__init__()
         self.config = config
-        self.projection = nn.Linear(channels, 3 * channels, bias=config.projection_bias)
+        self.projection = Linear(channels, 3 * channels, bias=config.projection_bias)
         self.short_taps = nn.Parameter(torch.empty(3 * channels, config.short_taps))
         self.short_bias = nn.Parameter(torch.empty(3 * channels)) if config.short_bias else None
         self.filter = build_filter(config.filter, channels)
         self.skip = nn.Parameter(torch.empty(channels)) if config.skip else None
-        self.output = nn.Linear(channels, channels, bias=config.output_bias)
+        self.output = Linear(channels, channels, bias=config.output_bias)
 
     def forward(self, x: Hidden) -> Hidden:
         x2, u = fir_gate(project(x, self.projection), self.short_taps, self.short_bias)

@@ -13,8 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from crocuta.config import ModelConfig
 from crocuta.errors import InputError, StateError
 from crocuta.model.block import Block
+from crocuta.model.linear import Embedding, Linear
 from crocuta.model.norm import build_norm
 from crocuta.model.state import ModelState, check_room, fingerprint, load_into, saved_shape
+from crocuta.ops.blocks import full_precision
 from crocuta.types import Hidden, Logits, TokenIds
 
 
@@ -30,10 +32,10 @@ class Model(nn.Module):
         self.config = config
         self.checkpoint_activations = False
         """Recompute each block in the backward pass instead of keeping its activations."""
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embedding = Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(block, config.hidden_size) for block in config.blocks)
         self.norm = build_norm(config.norm, config.hidden_size)
-        self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, ids: TokenIds) -> Logits:
         """Logits of the token after each position. Raises InputError for wrong shape, dtype or ids."""
@@ -55,8 +57,7 @@ class Model(nn.Module):
         """Logits of final hidden states, in float32 (or float64)."""
         weight = self.embedding.weight if self.head is None else self.head.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden.to(dtype), weight.to(dtype))
+        return _linear(hidden.to(dtype), weight.to(dtype))
 
     def init_state(self, batch: int, max_length: int | None = None) -> ModelState:
         """The state of ``batch`` rows before their first token.
@@ -155,3 +156,8 @@ class Model(nn.Module):
                 "lengths do not fit the ids", given=lengths.tolist(), expected=f"{b} numbers from 0 to {l}"
             )
         return lengths.cpu()
+
+
+@full_precision
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x, weight)

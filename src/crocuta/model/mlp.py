@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from crocuta.config import GatedMLPConfig, PlainMLPConfig
+from crocuta.model.linear import Linear
 from crocuta.ops.gated_linear import activate, gated
 from crocuta.types import Hidden
 
@@ -15,9 +16,9 @@ class GatedMLP(nn.Module):
     def __init__(self, config: GatedMLPConfig, channels: int) -> None:
         super().__init__()
         self.activation = config.activation
-        self.gate = nn.Linear(channels, config.intermediate_size, bias=config.bias)
-        self.up = nn.Linear(channels, config.intermediate_size, bias=config.bias)
-        self.down = nn.Linear(config.intermediate_size, channels, bias=config.bias)
+        self.gate = Linear(channels, config.intermediate_size, bias=config.bias)
+        self.up = Linear(channels, config.intermediate_size, bias=config.bias)
+        self.down = Linear(config.intermediate_size, channels, bias=config.bias)
 
     def forward(self, x: Hidden) -> Hidden:
         return self.down(gated(self.gate(x), self.up(x), self.activation))
@@ -29,8 +30,8 @@ class PlainMLP(nn.Module):
     def __init__(self, config: PlainMLPConfig, channels: int) -> None:
         super().__init__()
         self.activation = config.activation
-        self.up = nn.Linear(channels, config.intermediate_size, bias=config.bias)
-        self.down = nn.Linear(config.intermediate_size, channels, bias=config.bias)
+        self.up = Linear(channels, config.intermediate_size, bias=config.bias)
+        self.down = Linear(config.intermediate_size, channels, bias=config.bias)
 
     def forward(self, x: Hidden) -> Hidden:
         return self.down(activate(self.up(x), self.activation))

@@ -6,10 +6,17 @@ m blocks of c consecutive inputs. With time contiguous in memory and c dividing 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def channels_first(u: Float[Tensor, "b l d"], dtype: torch.dtype) -> Float[Tensor, "d b l"]:
@@ -20,6 +27,20 @@ def channels_first(u: Float[Tensor, "b l d"], dtype: torch.dtype) -> Float[Tenso
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that filters, states and their sums use: never below float32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Turns autocast off inside ``function``: under it a bmm of float32 tensors would be done in bfloat16."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = next(a.device.type for a in args if isinstance(a, Tensor))
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def pad_to_blocks(u: Float[Tensor, "d b l"], block: int) -> Float[Tensor, "d b m c"]:

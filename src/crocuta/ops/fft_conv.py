@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crocuta.ops.blocks import channels_first, compute_dtype
+from crocuta.ops.blocks import channels_first, compute_dtype, full_precision
 
 _WORKSPACE = 1 << 22
 """Elements of one FFT batch: more channels than fit are done in turns, which bounds memory and suits the caches."""
@@ -61,6 +61,7 @@ def _channel_turns(d: int, g: int, b: int, n: int) -> list[tuple[slice, slice]]:
 
 class _FFTConvolution(torch.autograd.Function):
     @staticmethod
+    @full_precision
     def forward(ctx, u: Tensor, taps: Tensor, spectrum: Tensor | None) -> Tensor:
         (d, b, l), g = u.shape, taps.shape[0]
         ctx.save_for_backward(u, taps)
@@ -73,6 +74,7 @@ class _FFTConvolution(torch.autograd.Function):
         return y
 
     @staticmethod
+    @full_precision
     def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         u, taps = ctx.saved_tensors
         (d, b, l), (g, k) = u.shape, taps.shape

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from crocuta.ops.blocks import channels_first, compute_dtype, pad_to_blocks, toeplitz, toeplitz_adjoint
+from crocuta.ops.blocks import channels_first, compute_dtype, full_precision, pad_to_blocks, toeplitz, toeplitz_adjoint
 
 
 def fir(
@@ -107,10 +107,12 @@ def _before(blocks: Float[Tensor, "d b m c"], taps: int, tail: Tensor | None) ->
 
 class _FIR(torch.autograd.Function):
     @staticmethod
+    @full_precision
     def forward(ctx, u: Tensor, taps: Tensor, tail: Tensor | None) -> Tensor:
         ctx.save_for_backward(u, taps, tail)
         return apply_taps(u, taps, tail)
 
     @staticmethod
+    @full_precision
     def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return apply_taps_adjoint(dy, *ctx.saved_tensors)

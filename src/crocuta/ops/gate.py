@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crocuta.ops.blocks import channels_first, compute_dtype
+from crocuta.ops.blocks import channels_first, compute_dtype, full_precision
 from crocuta.ops.fir import apply_taps, apply_taps_adjoint
 
 
@@ -30,6 +30,7 @@ def fir_gate(
 
 class _FIRGate(torch.autograd.Function):
     @staticmethod
+    @full_precision
     def forward(ctx, z: Tensor, taps: Tensor, bias: Tensor | None, tail: Tensor | None) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(z, taps, bias, tail)
         d = z.shape[0] // 3
@@ -37,6 +38,7 @@ class _FIRGate(torch.autograd.Function):
         return _filtered(slice(0, d), z, taps, bias, tail), pair[:d] * pair[d:]
 
     @staticmethod
+    @full_precision
     def backward(ctx, dx2: Tensor, du: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         z, taps, bias, tail = ctx.saved_tensors
         d = z.shape[0] // 3

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from crocuta.ops.blocks import channels_first, compute_dtype, pad_to_blocks, toeplitz, toeplitz_adjoint
+from crocuta.ops.blocks import channels_first, compute_dtype, full_precision, pad_to_blocks, toeplitz, toeplitz_adjoint
 
 BLOCK = 32
 """Tokens a block of the chunked form: 2·32 flops a token inside, l / 32 states between (docs/decisions.md)."""
@@ -49,6 +49,7 @@ def modal_powers(log_poles: Float[Tensor, "g n *z"], count: int) -> Tensor:
     return powers[..., :count]
 
 
+@full_precision
 def modal_taps(
     log_poles: Float[Tensor, "g n *z"], residues: Float[Tensor, "g n *z"], length: int
 ) -> Float[Tensor, "g l"]:
@@ -144,6 +145,7 @@ def modal_step_constants(
     return poles.to(r.dtype).repeat_interleave(repeat, 0), r.repeat_interleave(repeat, 0)
 
 
+@full_precision
 def modal_final_state(
     u: Float[Tensor, "b l d"],
     tables: ModalTables,
@@ -175,6 +177,7 @@ class _Chunked(torch.autograd.Function):
     """[d b l] inputs and tables -> outputs and last state, with a backward pass made of the same products."""
 
     @staticmethod
+    @full_precision
     def forward(ctx, u, taps, read, write, powers, jumps, state):
         tables = ModalTables(taps, read, write, powers, jumps)
         blocks, rows = _block_inputs(u, taps.shape)
@@ -185,6 +188,7 @@ class _Chunked(torch.autograd.Function):
         return y.view(*u.shape[:2], -1)[:, :, : u.shape[2]], last
 
     @staticmethod
+    @full_precision
     def backward(ctx, dy, dlast):
         u, taps, read, write, powers, jumps, before = ctx.saved_tensors
         (d, b, l), (g, c), m = u.shape, taps.shape, read.shape[2]

@@ -71,5 +71,5 @@ def load_optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer, tenso
         }
         if state:
             optimizer.state[parameter] = {
-                k: v.clone() if k == "step" else v.to(parameter.device, copy=True) for k, v in state.items()
+                k: v.to(parameter.device, copy=True) for k, v in state.items()
             }
