@@ -22,7 +22,7 @@ define install
   && $(BIN)/python -Ic '' 2>/dev/null; then exit 0; fi; \
 echo "Installing the pinned versions into .venv; the first time takes some minutes." >&2; \
 if ! { grep -qsF "$(CURDIR)/.venv" $(BIN)/activate && $(BIN)/python -Ic '$(WHOLE)' 2>/dev/null; }; then \
-  rm -rf .venv; \
+  rm -rf .venv; python=; \
   for p in $(PYTHON); do if "$$p" -Ic '$(USABLE)' 2>/dev/null; then python=$$p; break; fi; done; \
   if [ -z "$$python" ]; then \
     echo "Crocuta needs Python 3.11 or newer with venv, found none: make PYTHON=path/to/python3" >&2; exit 1; fi; \
@@ -33,7 +33,7 @@ PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_
   $(BIN)/python -m pip install --quiet --editable '.[$(1)]' && echo "$(KEY)" > .venv/.installed-$(1)
 endef
 
-.PHONY: help setup demo test test-slow lint types format clean
+.PHONY: help setup demo test test-slow lint types bench format clean
 
 help: ## List these targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -62,6 +62,10 @@ lint: ## Check style: ruff check, ruff format --check.
 types: ## Check types: mypy.
 	$(call install,dev)
 	$(BIN)/mypy
+
+bench: ## Run every benchmark (about 6 minutes); ARGS=--smoke for tiny sizes.
+	$(call install,dev)
+	for script in benchmarks/[a-z]*.py; do $(BIN)/python "$$script" $(ARGS) || exit 1; done
 
 format: ## Apply ruff's fixes and its format.
 	$(call install,dev)

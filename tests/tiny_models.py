@@ -127,3 +127,22 @@ def random_ids(*shape: int, vocabulary: int = VOCABULARY, seed: int = 0) -> torc
     """Ids that are no special tokens of the DNA tokenizer where the vocabulary is its own."""
     low, high = (7, 11) if vocabulary == VOCABULARY else (0, vocabulary)
     return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def chain_model(links: dict[int, int], vocabulary: int = 256) -> Model:
+    """A model that is all but certain that ``links[id]`` follows id, whatever stood before; without a link, id."""
+    model = build_model(ModelConfig(vocab_size=vocabulary, hidden_size=vocabulary, blocks=(), tie_embeddings=False))
+    assert model.head is not None
+    model.embedding.weight.copy_(torch.eye(vocabulary))
+    model.head.weight.zero_()
+    for token in range(vocabulary):
+        model.head.weight[links.get(token, token), token] = 1.0  # the norm makes √vocabulary of it
+    return model.eval()
+
+
+def text_model(text: str, *, last: int | None = None) -> Model:
+    """A model that writes ``text``, of bytes that all differ, and then ``last`` for ever."""
+    chain = list(text.encode())
+    assert len(set(chain)) == len(chain)
+    return chain_model(dict(zip(chain, [*chain[1:], chain[-1] if last is None else last], strict=True)))

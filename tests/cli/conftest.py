@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,15 +34,24 @@ class Done:
         return self.stdout.decode()
 
 
+class Terminal(io.TextIOWrapper):
+    """Standard input that a person types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 Run: TypeAlias = Callable[..., Done]
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> Run:
     """``run("score", folder, "-", stdin=b"...")``; an exception that is no exit reaches the test."""
+    monkeypatch.setattr(logging.getLogger("crocuta"), "handlers", [])
 
-    def run(*arguments: object, stdin: bytes = b"") -> Done:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin))))
+    def run(*arguments: object, stdin: bytes = b"", terminal: bool = False) -> Done:
+        stream = (Terminal if terminal else io.TextIOWrapper)(io.BufferedReader(io.BytesIO(stdin)))
+        monkeypatch.setattr(sys, "stdin", stream)
         capsysbinary.readouterr()
         with pytest.raises(SystemExit) as exit_:
             app([str(argument) for argument in arguments])

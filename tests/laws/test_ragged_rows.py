@@ -1,4 +1,4 @@
-"""A row's logits do not know of the rows beside it: rows of any lengths, fed any amounts, that come and go in between."""
+"""A row's logits do not know of the rows beside it: rows of any length, fed any amounts, that come and go."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def read_all(model: Model, sequences: list[torch.Tensor], draw: random.Random) -
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=10)
-@given(lengths=st.lists(st.integers(1, 75), min_size=2, max_size=6), draw=st.randoms(use_true_random=False))
-def test_each_row_gets_the_logits_that_it_gets_alone(kind, lengths, draw):
+@settings(max_examples=12)
+@given(lengths=st.lists(st.integers(1, 75), min_size=2, max_size=5), seed=st.integers(0, 999))
+def test_each_row_gets_the_logits_that_it_gets_alone(kind, lengths, seed):
     model = tiny_model(kind, torch.float64, seed=1)
     sequences = [random_ids(length, seed=row) for row, length in enumerate(lengths)]
-    rows = read_all(model, sequences, draw)
+    rows = read_all(model, sequences, random.Random(seed))
     assert sorted(len(row.ids) for row in rows) == sorted(lengths)
     for row in rows:
         torch.testing.assert_close(torch.cat(row.logits), model(row.ids[None])[0], rtol=0, atol=1e-9)

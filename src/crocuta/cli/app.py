@@ -39,6 +39,9 @@ class _Crocuta(TyperGroup):
     ) -> Any:
         """Parse, run and exit, whatever ``standalone_mode`` says."""
         given = list(sys.argv[1:] if args is None else args)
+        if len(given) == 2 and given[0] in self.commands and given[1] in ("-h", "--help"):
+            self._help(given[0])
+            sys.exit(0)
         try:
             code = super().main(given or ["--help"], "crocuta", standalone_mode=False)
         except UsageError as error:
@@ -47,6 +50,12 @@ class _Crocuta(TyperGroup):
         except typer.Abort:
             code = 130
         sys.exit(code or 0)
+
+    def _help(self, verb: str) -> None:
+        """Print what ``crocuta VERB --help`` does, without parsing: Typer's parser imports pydantic, half the time."""
+        root = self.context_class(self, info_name="crocuta", **self.context_settings)
+        command = self.commands[verb]
+        typer.echo(command.get_help(command.context_class(command, info_name=verb, parent=root)))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -93,4 +102,6 @@ def _root(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    logging.basicConfig(format="crocuta: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("crocuta: %(message)s"))
+    logging.getLogger("crocuta").handlers = [handler]

@@ -49,6 +49,7 @@ def train(
         raise typer.BadParameter("name the folder of the run", param_hint="'--output'")
     if resume and overwrite:
         raise typer.BadParameter("give one of --resume and --overwrite", param_hint="'--resume'")
+    _check_files(run)
     if overwrite:
         remove_run(output)
 
@@ -60,7 +61,19 @@ def train(
 
     from crocuta.training.finish import finish
 
+    if run.baselines is not None:
+        typer.echo("computing the baselines", err=True)
     finish(outcome, run, output, sample=_sample(outcome, run))
+
+
+def _check_files(run: TrainConfig) -> None:
+    """InputError for a data file that is missing, before an earlier run is removed or a new folder made."""
+    from crocuta.errors import InputError
+
+    for name in run.data.files:
+        path = Path(f"{name}.bin" if run.data.format == "tokens" else name)
+        if name != "-" and not path.exists():
+            raise InputError("there is no such data file", given=path, fix="check data.files")
 
 
 def _print_config(run: TrainConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
@@ -29,7 +30,7 @@ def to_ids(model: Model, tokenizer: Tokenizer | None, sequence: TextOrIds, name:
             raise TokenizerError(f"{name} is text and there is no tokenizer", fix="pass ids, or a tokenizer")
         ids = torch.from_numpy(tokenizer.encode(sequence))
     else:
-        ids = torch.as_tensor(sequence, dtype=torch.int64).cpu()
+        ids = _as_ids(sequence, name)
     if ids.ndim != 1 or not len(ids):
         raise InputError(
             f"{name} is empty" if ids.ndim == 1 else f"{name} must be one row of ids", given=tuple(ids.shape)
@@ -50,6 +51,27 @@ def to_ids(model: Model, tokenizer: Tokenizer | None, sequence: TextOrIds, name:
             expected=f"at most {limit}",
         )
     return ids
+
+
+def _as_ids(sequence: Sequence[int] | NDArray[np.integer] | Tensor, name: str) -> Tensor:
+    try:
+        ids = torch.as_tensor(sequence)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} is neither text nor ids", given=error, expected="text or one row of ids") from error
+    if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+        raise InputError(f"{name} must hold ids", given=ids.dtype, expected="whole numbers")
+    return ids.to("cpu", torch.int64)
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Evaluation mode, and afterwards, whatever happens, the mode that the model was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def pad_right(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

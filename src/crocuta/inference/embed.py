@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crocuta.errors import InputError, NonFiniteError
-from crocuta.inference.batches import TextOrIds, batches, hidden_chunks, pad_right, to_ids
+from crocuta.inference.batches import TextOrIds, batches, evaluating, hidden_chunks, pad_right, to_ids
 from crocuta.model.lm import Model
 from crocuta.tokenizers.base import Tokenizer
 
@@ -41,18 +41,16 @@ def embed(
         raise InputError("sequences must be a list", given="one text", fix="pass [text]")
     if pooling not in ("mean", "last", "none"):
         raise InputError("unknown pooling", given=repr(pooling), expected="mean, last or none")
-    was_training = model.training
-    model.eval()
     rows = [to_ids(model, tokenizer, sequence, f"sequence {i}") for i, sequence in enumerate(sequences)]
     result: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
-    for batch in batches(rows):
-        for index, values in zip(batch, _pooled(model, [rows[i] for i in batch], layer, pooling)):
-            if not torch.isfinite(values).all():
-                raise NonFiniteError(
-                    f"the hidden states of sequence {index} are not finite", fix="check the model's weights"
-                )
-            result[index] = values.numpy()
-    model.train(was_training)
+    with evaluating(model):
+        for batch in batches(rows):
+            for index, values in zip(batch, _pooled(model, [rows[i] for i in batch], layer, pooling)):
+                if not torch.isfinite(values).all():
+                    raise NonFiniteError(
+                        f"the hidden states of sequence {index} are not finite", fix="check the model's weights"
+                    )
+                result[index] = values.numpy()
     return result
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crocuta.errors import InputError
-from crocuta.inference.batches import TextOrIds, pad_right, to_ids
+from crocuta.inference.batches import TextOrIds, evaluating, pad_right, to_ids
 from crocuta.inference.sampling import SamplingConfig, row_generators, sample, token_history
 from crocuta.inference.stop import StopText
 from crocuta.model.lm import Model
@@ -112,48 +112,51 @@ def stream(
     count = len(rows) * samples
     _check(model, tokenizer, rows, max_tokens, samples, stop, seeds)
     choice = sampling or SamplingConfig()
-    generators = None if choice.greedy else row_generators(seeds or [seed + row for row in range(count)])
-    model.eval()
+    seeds = [seed + row for row in range(count)] if seeds is None else seeds
+    generators = None if choice.greedy else row_generators(seeds)
     device = next(model.parameters()).device
     eos = None if tokenizer is None or ignore_eos else tokenizer.eos_id
     texts = [StopText(tokenizer, stop) for _ in range(count)]
     history = token_history([rows[r // samples] for r in range(count)], model.config.vocab_size, device)
 
-    state = model.init_state(len(rows), max(map(len, rows)) + max_tokens)
-    ids, lengths = pad_right(rows)
-    ragged = None if bool((lengths == lengths[0]).all()) else lengths
-    hidden = model.extend_hidden(ids.to(device), state, ragged)
-    last = hidden[torch.arange(len(rows)), lengths - 1]
-    live = torch.arange(count)  # row numbers, in the order of the state's rows
-    state = state.select(live // samples) if samples > 1 else state
-    logits = model.logits(last[:, None])[:, 0][(live // samples).to(device)]
-    for step in range(max_tokens):
-        drawn = sample(logits, choice, None if generators is None else [generators[r] for r in live.tolist()], history)
-        going = []
-        for place, (row, token, log_prob) in enumerate(
-            zip(live.tolist(), drawn.ids.tolist(), drawn.log_probs.tolist())
-        ):
-            reason: FinishReason | None = None
-            text = ""
-            if token == eos:
-                reason, text = "eos", texts[row].finish()
+    with evaluating(model):
+        state = model.init_state(len(rows), max(map(len, rows)) + max_tokens)
+        ids, lengths = pad_right(rows)
+        ragged = None if bool((lengths == lengths[0]).all()) else lengths
+        hidden = model.extend_hidden(ids.to(device), state, ragged)
+        last = hidden[torch.arange(len(rows)), lengths - 1]
+        live = torch.arange(count)  # row numbers, in the order of the state's rows
+        state = state.select(live // samples) if samples > 1 else state
+        logits = model.logits(last[:, None])[:, 0][(live // samples).to(device)]
+        for step in range(max_tokens):
+            own = None if generators is None else [generators[row] for row in live.tolist()]
+            drawn = sample(logits, choice, own, history)
+            drawn_rows = zip(live.tolist(), drawn.ids.tolist(), drawn.log_probs.tolist())
+            going = []
+            for place, (row, token, log_prob) in enumerate(drawn_rows):
+                text, reason = _read(texts[row], token, is_eos=token == eos, is_last=step == max_tokens - 1)
+                if reason is None:
+                    going.append(place)
+                yield Piece(row, token, log_prob, text, reason)
+            if not going:
+                return
+            if len(going) < len(live):
+                kept = torch.tensor(going)
+                live, state, history = live[kept], state.select(kept), history[kept.to(device)]
+                next_ids = drawn.ids[kept.to(device)]
             else:
-                text, stopped = texts[row].feed(token)
-                if stopped or step == max_tokens - 1:
-                    reason = "stop" if stopped else "length"
-                    text += "" if stopped else texts[row].finish()
-            if reason is None:
-                going.append(place)
-            yield Piece(row, token, log_prob, text, reason)
-        if not going:
-            return
-        if len(going) < len(live):
-            kept = torch.tensor(going)
-            live, state, history = live[kept], state.select(kept), history[kept.to(device)]
-            next_ids = drawn.ids[kept.to(device)]
-        else:
-            next_ids = drawn.ids
-        logits = model.extend(next_ids[:, None], state)[:, 0]
+                next_ids = drawn.ids
+            logits = model.extend(next_ids[:, None], state)[:, 0]
+
+
+def _read(text: StopText, token: int, *, is_eos: bool, is_last: bool) -> tuple[str, FinishReason | None]:
+    """The text that a token makes certain, and why its row ends with it, if it does."""
+    if is_eos:
+        return text.finish(), "eos"
+    piece, stopped = text.feed(token)
+    if stopped:
+        return piece, "stop"
+    return (piece + text.finish(), "length") if is_last else (piece, None)
 
 
 def _listed(prompts: Sequence[TextOrIds]) -> Sequence[TextOrIds]:

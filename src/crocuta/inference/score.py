@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crocuta.errors import InputError, NonFiniteError, TokenizerError
-from crocuta.inference.batches import TextOrIds, batches, hidden_chunks, pad_right, to_ids
+from crocuta.inference.batches import TextOrIds, batches, evaluating, hidden_chunks, pad_right, to_ids
 from crocuta.model.lm import Model
 from crocuta.tokenizers.base import Tokenizer
 
@@ -58,8 +58,6 @@ def score(
     """
     if isinstance(sequences, str | bytes):
         raise InputError("sequences must be a list", given="one text", fix="pass [text]")
-    was_training = model.training
-    model.eval()
     rows = [to_ids(model, tokenizer, sequence, f"sequence {i}") for i, sequence in enumerate(sequences)]
     other = [_reverse_complement(row, tokenizer) for row in rows] if both_strands else []
     prefix = _bos(tokenizer) if bos else torch.empty(0, dtype=torch.int64)
@@ -73,10 +71,11 @@ def score(
                 fix="pass bos=True if the tokenizer has a BOS token",
             )
     log_probs: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(all_rows)
-    for batch in batches(all_rows):
-        for index, values in zip(batch, _log_probs(model, [all_rows[i] for i in batch], batch)):
-            log_probs[index] = values
-    model.train(was_training)
+    with evaluating(model):
+        for batch in batches(all_rows):
+            names = [i % len(rows) for i in batch]  # a strand goes by its sequence
+            for index, values in zip(batch, _log_probs(model, [all_rows[i] for i in batch], names)):
+                log_probs[index] = values
     strands = [log_probs[: len(rows)], *([log_probs[len(rows) :]] if both_strands else [])]
     return [_summary(values) for values in zip(*strands)]
 

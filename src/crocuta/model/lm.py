@@ -30,6 +30,7 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self._fingerprint, self._limit = fingerprint(config), config.max_length
         self.checkpoint_activations = False
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.embedding = Embedding(config.vocab_size, config.hidden_size)
@@ -73,7 +74,7 @@ class Model(nn.Module):
             block.init_state(batch, max_length, device=weight.device, dtype=weight.dtype)
             for block in self._blocks_below(None)
         ]
-        return ModelState(layers, torch.zeros(batch, dtype=torch.int64), max_length)
+        return ModelState(layers, torch.zeros(batch, dtype=torch.int64), max_length, self._fingerprint)
 
     def extend(self, ids: TokenIds, state: ModelState, lengths: Int[Tensor, " b"] | None = None) -> Logits:
         """Read the next tokens of each row: logits after each of them, and ``state`` moved on.
@@ -97,9 +98,10 @@ class Model(nn.Module):
                 given=f"ids with {ids.shape[0]} rows",
                 expected=f"{state.batch} rows",
             )
+        if state.model != self._fingerprint:
+            raise StateError("the state belongs to a model with another configuration", fix="use model.init_state")
         added = self._check_lengths(ids, lengths)
-        if state.max_length is not None:
-            check_room(state.lengths, added, state.max_length, "model's")
+        self._check_room(state, added)
         x = self._embed(ids)
         for block, layer_state in zip(self._blocks_below(layer), state.layers, strict=False):
             x = block.extend(x, layer_state, lengths)
@@ -109,7 +111,7 @@ class Model(nn.Module):
     def load_state(self, path: str | PathLike[str]) -> ModelState:
         """A state written by ``state.save(path, model.config)``. Raises StateError if it is another model's."""
         owner, batch, max_length = saved_shape(path)
-        if owner != fingerprint(self.config):
+        if owner != self._fingerprint:
             raise StateError(f"the state {path} belongs to a model with another configuration")
         return load_into(self.init_state(batch, max_length), path)
 
@@ -146,15 +148,28 @@ class Model(nn.Module):
                     fix="use the tokenizer this model was trained with",
                 )
 
+    def _check_room(self, state: ModelState, added: Tensor) -> None:
+        """Before any layer reads: an error must leave every part of the state where it was."""
+        if state.max_length is not None:
+            check_room(state.lengths, added, state.max_length, "model's")
+        longest = int((state.lengths + added).max())
+        if self._limit is not None and longest > self._limit:
+            raise StateError(
+                "the sequence is longer than the model's filters are defined for",
+                given=f"{longest} tokens",
+                expected=f"at most {self._limit}",
+            )
+
     @staticmethod
     def _check_lengths(ids: Tensor, lengths: Tensor | None) -> Tensor:
         b, l = ids.shape
         if lengths is None:
             return torch.full((b,), l)
-        if lengths.shape != (b,) or not bool(((lengths >= 0) & (lengths <= l)).all()):
-            raise InputError(
-                "lengths do not fit the ids", given=lengths.tolist(), expected=f"{b} numbers from 0 to {l}"
-            )
+        expected = f"a tensor of {b} whole numbers from 0 to {l}"
+        if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.shape != (b,):
+            raise InputError("lengths do not fit the ids", given=lengths, expected=expected)
+        if not bool(((lengths >= 0) & (lengths <= l)).all()):
+            raise InputError("lengths do not fit the ids", given=lengths.tolist(), expected=expected)
         return lengths.cpu()
 
 

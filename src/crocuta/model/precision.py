@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 class Float32Module(nn.Module):
@@ -25,11 +26,25 @@ class Float32Module(nn.Module):
         return super()._apply(keep, recurse)
 
 
+_optimizer_steps = 0
+
+
+def _count_step(*_: object) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
+
+
 class Memo:
     """Keeps what inference derives from parameters (tables, taps, spectra) until a parameter changes.
 
-    Nothing is kept while gradients are on, so training always differentiates through the derivation. The kept
-    entry holds the parameters' storage, so an address cannot be reused while it serves as part of the key.
+    Nothing is kept while gradients are on, so training always differentiates through the derivation, nor of
+    parameters made in ``torch.inference_mode``, which do not count their changes. The kept entry holds the
+    parameters' storage, so an address cannot be reused while it serves as part of the key. The steps of optimisers
+    are part of it too, because fused ones change parameters without counting it. A change through
+    ``parameter.data`` in place is not seen.
     """
 
     def __init__(self) -> None:
@@ -37,10 +52,10 @@ class Memo:
 
     def get(self, name: str, parameters: Sequence[Tensor], compute: Callable[[], Any], variant: object = None) -> Any:
         """The value of ``compute()`` for these parameters and this variant (one variant a name is kept)."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
             self._entries.clear()
             return compute()
-        key = (variant, *((p.data_ptr(), p._version, p.dtype, p.device) for p in parameters))
+        key = (variant, _optimizer_steps, *((p.data_ptr(), p._version, p.dtype, p.device) for p in parameters))
         entry = self._entries.get(name)
         if entry is None or entry[0] != key:
             self._entries[name] = entry = (key, [p.detach() for p in parameters], compute())

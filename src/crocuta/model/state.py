@@ -48,6 +48,10 @@ class State:
         """Number of rows."""
         return next(self.named_tensors())[1].shape[0]
 
+    def kind(self) -> tuple[object, ...]:
+        """What two states must have in common to exchange rows, but for the shapes of their tensors."""
+        return (type(self), *(name for name, _ in self.named_tensors()))
+
     def copy(self) -> Self:
         """An independent state with the same contents."""
         return self._mapped(torch.clone)
@@ -60,6 +64,8 @@ class State:
     def write(self, rows: Sequence[int] | Tensor, source: Self) -> None:
         """Overwrite the given rows, in order, with the rows of ``source``, a state of the same model and max_length."""
         index = self._index(rows)
+        if self.kind() != source.kind():
+            raise StateError("the rows to write belong to another model", fix="make both states with the same model")
         if len(index.unique()) != len(index) or len(index) != source.batch:
             raise StateError(
                 "rows to write must be distinct and as many as the source has",
@@ -141,11 +147,18 @@ class HyenaState(State):
 
 @dataclass
 class ModelState(State):
-    """One state a block, and how many tokens each row has read (``lengths``, int64 on the CPU)."""
+    """One state a block, and how many tokens each row has read (``lengths``, int64 on the CPU).
+
+    ``model`` is the fingerprint of the configuration of the model that it belongs to.
+    """
 
     layers: list[State]
     lengths: Tensor
     max_length: int | None
+    model: str
+
+    def kind(self) -> tuple[object, ...]:
+        return (self.model,)
 
     def save(self, path: str | PathLike[str], config: object) -> None:
         """Write a safetensors file; ``config`` is the model's, so that no other model can load it."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crocuta.checkpoints import commit
 from crocuta.checkpoints.load import load
 from crocuta.checkpoints.native import save
 from crocuta.data.loader import WindowLoader
@@ -81,12 +82,15 @@ def train(config: TrainConfig, folder: str | Path, *, resume: bool = False) -> O
         of data, tokenizer and checkpoints. NonFiniteError: ten updates in a row were not finite.
     """
     run = Path(folder)
-    _claim(run, config, resume)
+    _check_folder(run, config, resume)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     model, tokenizer = _build(config)
     train_source, held_out = open_data(config.data, tokenizer, model.config.vocab_size)
+    if not resume:  # only now, so that a run that cannot start leaves nothing behind
+        commit.make_folders(run)
+        commit.replace_file(run / CONFIG_FILE, _config_text(config).encode())
     with TrainingCheckpoints(run / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
         trainer = _Trainer(config, run, model, tokenizer, train_source, held_out, checkpoints)
         return trainer.run(checkpoints.latest() if resume else None)
@@ -301,24 +305,28 @@ class _StopSignal:
             signal.signal(other, handler)
 
 
-def _claim(run: Path, config: TrainConfig, resume: bool) -> None:
-    """Make the run's folder, or check that it is this run's."""
+def _config_text(config: TrainConfig) -> str:
+    return json.dumps(encode(config), indent=2) + "\n"
+
+
+def _check_folder(run: Path, config: TrainConfig, resume: bool) -> None:
+    """The folder is free, or holds this very run."""
     recorded = run / CONFIG_FILE
-    text = json.dumps(encode(config), indent=2) + "\n"
     if resume:
         if not recorded.exists():
             raise InputError(f"there is no run to resume in {run}", fix="start one without --resume")
-        if json.loads(recorded.read_text(encoding="utf-8")) != json.loads(text):
+        try:
+            found = json.loads(recorded.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{recorded} cannot be read", given=error, fix="start a new run") from error
+        if found != json.loads(_config_text(config)):
             raise ConfigError(
                 f"{run} was started with another configuration", expected=str(recorded), fix="resume with that file"
             )
-        return
-    if run.exists() and any(run.iterdir()):
+    elif run.exists() and (not run.is_dir() or any(not p.name.startswith(commit.TEMPORARY) for p in run.iterdir())):
         raise InputError(
             f"{run} is not empty", expected="a new folder", fix="choose another, or --resume, or --overwrite"
         )
-    run.mkdir(parents=True, exist_ok=True)
-    recorded.write_text(text, encoding="utf-8")
 
 
 def _build(config: TrainConfig) -> tuple[Model, Tokenizer]:

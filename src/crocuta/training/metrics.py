@@ -7,16 +7,21 @@ import math
 from pathlib import Path
 from typing import Any
 
+from crocuta.checkpoints import commit
 from crocuta.errors import MissingExtraError
 
 
 class Metrics:
-    """Appends to metrics.jsonl; lines of steps after ``resume_step`` are dropped first, so that none stands twice."""
+    """Appends to metrics.jsonl; what the run will write again is dropped first, so that no line stands twice.
+
+    That is everything after ``resume_step``, and the "final" line, which a run killed while it finished has written.
+    """
 
     def __init__(self, folder: Path, *, resume_step: int | None, tensorboard: bool) -> None:
         path = folder / "metrics.jsonl"
         kept = [] if resume_step is None or not path.exists() else _lines_until(path, resume_step)
-        path.write_text("".join(kept), encoding="utf-8")
+        commit.remove_unfinished(folder, path.name)
+        commit.replace_file(path, "".join(kept).encode())  # whole or not at all, as a kill may come here, too
         self._file = path.open("a", encoding="utf-8")
         self._board = _board(folder) if tensorboard else None
 
@@ -42,11 +47,12 @@ def _plain(value: Any) -> Any:
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
-    """Whole lines of steps up to ``step``; a line cut off by a crash is dropped."""
+    """Whole lines of steps up to ``step`` but the final one; a line cut off by a crash is dropped."""
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
+            record = json.loads(line) if line.endswith("\n") else {"step": math.inf}
+            if record["step"] <= step and record["event"] != "final":
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue

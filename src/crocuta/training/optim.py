@@ -70,6 +70,4 @@ def load_optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer, tenso
             key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in tensors
         }
         if state:
-            optimizer.state[parameter] = {
-                k: v.to(parameter.device, copy=True) for k, v in state.items()
-            }
+            optimizer.state[parameter] = {k: v.to(parameter.device, copy=True) for k, v in state.items()}

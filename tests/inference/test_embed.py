@@ -1,0 +1,119 @@
+"""Embeddings are hidden states, pooled over a sequence's own tokens."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import HIDDEN, KINDS, random_ids, tiny_model
+
+from crocuta.errors import InputError, NonFiniteError, TokenizerError
+from crocuta.inference import batches
+from crocuta.inference import embed as embed_module
+from crocuta.inference.embed import embed
+from crocuta.model.lm import Model
+from crocuta.tokenizers.dna import DNATokenizer
+
+DNA = DNATokenizer()
+ROWS = [random_ids(length, seed=length) for length in (13, 1, 40, 7, 40)]
+
+
+@torch.no_grad()
+def direct(model: Model, row: torch.Tensor, layer: int | None, pooling: str) -> torch.Tensor:
+    hidden = model.hidden(row[None], layer)[0].double()
+    return {"mean": hidden.mean(0), "last": hidden[-1], "none": hidden}[pooling]
+
+
+def check(results, model: Model, layer: int | None, pooling: str) -> None:
+    for result, row in zip(results, ROWS, strict=True):
+        assert result.dtype == np.float32
+        assert result.shape == ((len(row), HIDDEN) if pooling == "none" else (HIDDEN,))
+        np.testing.assert_allclose(result, direct(model, row, layer, pooling), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "none"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_embeddings_are_hidden_states(kind, pooling):
+    model = tiny_model(kind, torch.float64, seed=1)
+    check(embed(model, None, ROWS, pooling=pooling), model, None, pooling)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "none"])
+@pytest.mark.parametrize("layer", [0, 2, 5, -1, -4])
+@pytest.mark.parametrize("chunk", [9, 8192])
+def test_any_layer_whole_and_in_chunks(layer, pooling, chunk, monkeypatch):
+    model = tiny_model("stripe", torch.float64, seed=1)
+    monkeypatch.setattr(batches, "CHUNK", chunk)
+    sizes: list[int] = []
+    model.blocks[0].pre_norm.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[1]))
+    results = embed(model, None, ROWS, layer=layer, pooling=pooling)
+    assert max(sizes, default=0) <= chunk
+    check(results, model, layer, pooling)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "none"])
+def test_many_batches_and_junk_for_padding(pooling, monkeypatch):
+    model = tiny_model("stripe", torch.float64, seed=1)
+
+    def padded(rows):
+        ids = random_ids(len(rows), max(map(len, rows)) + 3, seed=9)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = row
+        return ids, torch.tensor([len(row) for row in rows])
+
+    monkeypatch.setattr(embed_module, "pad_right", padded)
+    monkeypatch.setattr(embed_module, "batches", lambda rows: batches.batches(rows, 30))
+    check(embed(model, None, ROWS, pooling=pooling), model, None, pooling)
+
+
+def test_text_and_ids_are_the_same():
+    model = tiny_model("stripe", seed=1)
+    by_text, by_ids = embed(model, DNA, ["GATTACA"])[0], embed(model, None, [DNA.encode("GATTACA")])[0]
+    assert np.array_equal(by_text, by_ids)
+
+
+def test_results_are_independent_arrays():
+    model = tiny_model("stripe", seed=1)
+    first, second = embed(model, None, [ROWS[2], ROWS[4]])
+    before = second.copy()
+    first[:] = 0
+    assert np.array_equal(second, before)
+
+
+def test_bfloat16_models_give_float32_means():
+    model = tiny_model("attention", torch.bfloat16, seed=1)
+    result = embed(model, None, ROWS[2:3])[0]
+    np.testing.assert_allclose(result, direct(model, ROWS[2], None, "mean"), rtol=0, atol=1e-6)
+
+
+WRONG = {
+    "one-text": ({"sequences": "ACGT"}, InputError, r"sequences must be a list: got one text; pass \[text\]"),
+    "empty": ({"sequences": ["A", ""]}, InputError, "sequence 1 is empty"),
+    "pooling": ({"pooling": "max"}, InputError, "unknown pooling: got 'max'; expected mean, last or none"),
+    "layer": ({"layer": 6}, InputError, "no such layer: got layer=6; expected None or a number from -5 to 5"),
+    "no-tokenizer": ({"tokenizer": None}, TokenizerError, "sequence 0 is text and there is no tokenizer"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments_are_named(name):
+    arguments, kind, message = WRONG[name]
+    model = tiny_model("stripe").train()
+    with pytest.raises(kind, match=message) as failure:
+        embed(model, **{"tokenizer": DNA, "sequences": ["ACGT"], **arguments})
+    assert "\n" not in str(failure.value)
+    assert model.training
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "none"])
+def test_hidden_states_that_are_not_finite_name_the_sequence(pooling):
+    model = tiny_model("real-raw").train()
+    with torch.no_grad():
+        model.embedding.weight[10] = math.inf
+    with pytest.raises(
+        NonFiniteError, match="the hidden states of sequence 2 are not finite; check the model's weights"
+    ):
+        embed(model, DNA, ["ACG", "GCA", "ACT", "C"], pooling=pooling)
+    assert model.training
