@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -127,17 +129,14 @@ def test_output_goes_to_a_file_or_nowhere(run, model, fasta, tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.tsv", "three.fa"]
 
 
-def test_a_device_is_written_to_and_not_replaced(run, model, fasta, tmp_path, monkeypatch) -> None:
-    import os
-    import threading
-
+def test_a_device_is_written_to_and_not_replaced(run, model, fasta, tmp_path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     got: list[str] = []
-    reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
+    reader = threading.Thread(target=lambda: got.append(pipe.read_text()), daemon=True)
     reader.start()
     assert run("score", model, fasta, "-o", pipe).code == 0
-    reader.join(10)
+    reader.join(5)
     assert got == [run("score", model, fasta).out]
     assert pipe.is_fifo()
 

@@ -1,4 +1,4 @@
-"""Runs one training to its end, and again with SIGKILLs, SIGTERMs and SIGINTs at random moments; prints what came of it.
+"""Runs one training to its end, and again under SIGKILL, SIGTERM and SIGINT at random moments; prints what came of it.
 
     python killed_runs.py FOLDER KILLS SEED
 
@@ -74,7 +74,7 @@ def main(folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
     torch.optim.AdamW([torch.zeros(1)])  # its import of the compiler takes longer than the whole run
     draw = random.Random(seed)
-    config = tiny_run(write_text(folder / "text.txt"), steps=120)
+    config = tiny_run(write_text(folder / "text.txt"), steps=80)
     began = time.monotonic()
     assert wait(attempt(config, folder / "whole", folder / "whole.reports")) == 0
     whole = time.monotonic() - began

@@ -11,6 +11,21 @@ from typing import Any
 from crocuta.config import ComplexModalFilterConfig
 from crocuta.training.config import DataConfig, ModelSpec, OptimizerConfig, StripedSpec, TrainConfig
 
+PIECES = json.dumps(
+    {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "decoder": {"type": "Fuse"},
+        "model": {
+            "type": "WordLevel",
+            "vocab": {"[UNK]": 0, "whale": 1, "ship": 2, "é": 3},
+            "unk_token": "[UNK]",
+        },
+    }
+)
+"""A tokenizer.json of four words."""
+
 
 def write_text(path: Path, size: int = 6000) -> Path:
     """Words drawn from a small vocabulary: text that a tiny model can learn something of."""

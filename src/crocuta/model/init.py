@@ -1,11 +1,13 @@
 """Initialisation that trains.
 
-Linear and embedding weights are N(0, 0.02²), and the projections that write to the residual stream are divided by
-√(2 · blocks) (GPT-2; the same in safari's Hyena). Modal filters start as in S4D and the LRU: decay times log-spaced
-between the configured timescales, one a mode; angles spread evenly over [0, π), turned a little more from channel to
-channel so that the bank covers all frequencies; residues N(0, (1 - |p|²) / n), which gives every filter unit
-energy (Orvieto et al. 2023, eq. 7). Implicit filters keep torch's Linear defaults: N(0, 0.02²) leaves them almost
-silent (their output would be 3e-5).
+Linear weights are N(0, 1 / fan-in), embeddings N(0, 1 / hidden size) (LeCun et al. 1998), and the projections that
+write to the residual stream are divided by √(2 · blocks) (GPT-2; the same in safari's Hyena). GPT-2's fixed 0.02 is
+nearly the same at 4,096 channels and far too small at 160 (docs/decisions.md).
+
+Modal filters start as in S4D and the LRU: decay times log-spaced between the configured timescales, one a mode;
+angles spread evenly over [0, π), turned a little more from channel to channel so that the bank covers all
+frequencies; residues N(0, (1 - |p|²) / n), which gives every filter unit energy (Orvieto et al. 2023, eq. 7).
+Implicit filters keep torch's Linear defaults: GPT-2's 0.02 leaves them almost silent (their output would be 3e-5).
 """
 
 from __future__ import annotations
@@ -23,25 +25,25 @@ from crocuta.model.mlp import GatedMLP, PlainMLP
 from crocuta.model.norm import LayerNorm, RMSNorm
 from crocuta.ops.rope import inverse_frequencies
 
-STANDARD_DEVIATION = 0.02
-
 
 @torch.no_grad()
 def initialise(model: Model, seed: int) -> None:
     """Fill every parameter, as a function of the seed alone."""
     generator = torch.Generator().manual_seed(seed)
-    residual = STANDARD_DEVIATION / math.sqrt(2 * max(1, len(model.blocks)))
+    depth = math.sqrt(2 * max(1, len(model.blocks)))
     implicit = {id(m) for f in model.modules() if isinstance(f, ImplicitFilter) for m in f.modules()}
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding) and id(module) not in implicit:
-            _normal(module.weight, STANDARD_DEVIATION, generator)
-            if isinstance(module, nn.Linear) and module.bias is not None:
+        if isinstance(module, nn.Embedding):
+            _normal(module.weight, module.embedding_dim**-0.5, generator)
+        if isinstance(module, nn.Linear) and id(module) not in implicit:
+            _normal(module.weight, module.in_features**-0.5, generator)
+            if module.bias is not None:
                 module.bias.zero_()
     for module in model.modules():
-        _initialise(module, residual, generator)
+        _initialise(module, depth, generator)
 
 
-def _initialise(module: nn.Module, residual: float, generator: torch.Generator) -> None:
+def _initialise(module: nn.Module, depth: float, generator: torch.Generator) -> None:
     match module:
         case HyenaMixer():
             bound = 1 / math.sqrt(module.config.short_taps)  # torch's default for a depthwise convolution
@@ -50,11 +52,11 @@ def _initialise(module: nn.Module, residual: float, generator: torch.Generator) 
                 _uniform(module.short_bias, bound, generator)
             if module.skip is not None:
                 _normal(module.skip, 1.0, generator)
-            _normal(module.output.weight, residual, generator)
+            module.output.weight.div_(depth)
         case AttentionMixer():
-            _normal(module.output.weight, residual, generator)
+            module.output.weight.div_(depth)
         case GatedMLP() | PlainMLP():
-            _normal(module.down.weight, residual, generator)
+            module.down.weight.div_(depth)
         case RMSNorm():
             module.scale.fill_(1)
         case LayerNorm():

@@ -88,11 +88,12 @@ def train(config: TrainConfig, folder: str | Path, *, resume: bool = False) -> O
     torch.manual_seed(config.seed)
     model, tokenizer = _build(config)
     train_source, held_out = open_data(config.data, tokenizer, model.config.vocab_size)
+    loader = _loader(config, train_source, tokenizer)
     if not resume:  # only now, so that a run that cannot start leaves nothing behind
         commit.make_folders(run)
         commit.replace_file(run / CONFIG_FILE, _config_text(config).encode())
     with TrainingCheckpoints(run / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
-        trainer = _Trainer(config, run, model, tokenizer, train_source, held_out, checkpoints)
+        trainer = _Trainer(config, run, model, tokenizer, loader, held_out, checkpoints)
         return trainer.run(checkpoints.latest() if resume else None)
 
 
@@ -105,7 +106,7 @@ class _Trainer:
         run: Path,
         model: Model,
         tokenizer: Tokenizer,
-        train_source: TokenSource,
+        loader: WindowLoader,
         held_out: TokenSource,
         checkpoints: TrainingCheckpoints,
     ) -> None:
@@ -114,18 +115,10 @@ class _Trainer:
         self.model = model.to(config.device)
         self.model.checkpoint_activations = config.checkpoint_activations
         self.tokenizer = tokenizer
-        self.train_source = train_source
+        self.loader = loader
         self.held_out = held_out
         self.checkpoints = checkpoints
         self.optimizer = make_optimizer(self.model, config.optimizer)
-        self.loader = WindowLoader(
-            train_source,
-            config.length,
-            config.batch_size,
-            config.seed,
-            reverse_complement=config.data.reverse_complement,
-            complement_ids=tokenizer.complement_ids if config.data.reverse_complement else None,
-        )
         self.progress = Progress()
         self.stop = _StopSignal()
 
@@ -222,7 +215,7 @@ class _Trainer:
 
     def _announce(self, display: Display, restored: Restored | None) -> None:
         parameters = sum(p.numel() for p in self.model.parameters())
-        data = f"{len(self.train_source):,} training and {len(self.held_out):,} held-out tokens"
+        data = f"{len(self.loader.source):,} training and {len(self.held_out):,} held-out tokens"
         display.say(f"{parameters:,} parameters; {data}; {torch.get_num_threads()} threads")
         if restored is not None:
             display.say(f"resumed from {restored.path.name}, {duration(self.progress.seconds)} into the run")
@@ -274,7 +267,7 @@ class _Trainer:
             self.progress.step,
             self.progress.seconds,
             result,
-            self.train_source,
+            self.loader.source,
             self.held_out,
             self.model,
             self.tokenizer,
@@ -355,6 +348,18 @@ def _build(config: TrainConfig) -> tuple[Model, Tokenizer]:
             expected=f"at most {architecture.vocab_size}",
         )
     return build_model(architecture, seed=config.seed), tokenizer
+
+
+def _loader(config: TrainConfig, source: TokenSource, tokenizer: Tokenizer) -> WindowLoader:
+    strands = config.data.reverse_complement
+    return WindowLoader(
+        source,
+        config.length,
+        config.batch_size,
+        config.seed,
+        reverse_complement=strands,
+        complement_ids=tokenizer.complement_ids if strands else None,
+    )
 
 
 def _random_state() -> dict[str, Tensor]:

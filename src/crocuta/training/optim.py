@@ -30,8 +30,9 @@ def parameter_groups(model: Model) -> dict[str, dict[str, nn.Parameter]]:
 def make_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019); each group remembers its ``peak`` learning rate and its ``role``."""
     groups = []
+    own = config.filter_learning_rate
     for role, parameters in parameter_groups(model).items():
-        peak = (config.filter_learning_rate or config.learning_rate) if role == "filters" else config.learning_rate
+        peak = own if role == "filters" and own is not None else config.learning_rate
         decay = config.weight_decay if role == "matrices" else 0.0
         if parameters:
             groups.append(
