@@ -120,6 +120,8 @@ def loud(model: Model, seed: int = 0) -> Model:
             module.output.weight.mul_(4)
         elif isinstance(module, ExplicitFilter):
             module.weight.mul_(4)
+    for block in model.blocks:
+        block.mixer.output.weight.mul_(2)
     return model
 
 

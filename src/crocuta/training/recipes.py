@@ -82,7 +82,11 @@ def _read_yaml(path: Path, text: str) -> Any:
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
     try:
-        return yaml.load(text, Loader)
+        loader = Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML", given=error) from error
 
