@@ -35,13 +35,14 @@ def alternate(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict
     more than seconds do. The caller warms up.
     """
     timings = {name: Timings() for name in variants}
-    for turn in range(rounds):
-        names = list(variants) if turn % 2 == 0 else list(reversed(variants))
+    names = list(variants)
+    for _ in range(rounds):
         for name in names:
             cpu, wall = time.process_time(), time.perf_counter()
             variants[name]()
             timings[name].cpu.append(time.process_time() - cpu)
             timings[name].wall.append(time.perf_counter() - wall)
+        names.reverse()
     return timings
 
 
@@ -93,7 +94,7 @@ def manifest() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD") or None,
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "../src", ".")),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "../src", "*.py")),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "capability": torch.backends.cpu.get_cpu_capability(),

@@ -3,8 +3,8 @@
     python benchmarks/generate_memory.py            # 4,096 tokens, about half a minute
     python benchmarks/generate_memory.py --smoke    # tiny sizes, seconds
 
-The tokens are sampled one at a time with ``model.extend``. The script ends with 1 if the state ever changes its size, or
-if the logits of the loop differ from one ``forward`` over the finished sequence.
+The tokens are sampled one at a time with ``model.extend``. The script ends with 1 if the state ever changes its size,
+or if the logits of the loop differ from one ``forward`` over the finished sequence.
 """
 
 from __future__ import annotations

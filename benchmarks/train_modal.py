@@ -6,7 +6,7 @@
 A step is forward, next-token loss, backward and AdamW, of one sequence, in float32, with the same weights, tokens and
 optimizer on both sides. First both sides' loss and every gradient are judged against float64; where a bound is
 missed the script prints the table of errors, no speed, and ends with 1. Then the sides alternate in one process
-(CPU time), and each runs alone in a fresh process (peak resident memory less what the imports take).
+(CPU time), and each runs alone in a fresh process (peak resident memory less what code takes).
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class Sizes:
     vocabulary: int = 512
 
 
-SMOKE = Sizes(length=128, hidden=32, layers=2, modes=4, vocabulary=64)
+SMOKE = Sizes(length=512, hidden=64, layers=2, modes=4, vocabulary=64)
+TINY = Sizes(length=16, hidden=8, layers=1, modes=1, vocabulary=8)
 
 
 def our_model(sizes: Sizes, dtype: torch.dtype = torch.float32) -> Model:
@@ -90,7 +91,7 @@ def our_model(sizes: Sizes, dtype: torch.dtype = torch.float32) -> Model:
     with torch.no_grad():  # biases start as 0 and scales as 1, where a mistake could hide
         for parameter in model.parameters():
             if parameter.ndim == 1:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model.to(dtype)
 
 
@@ -167,10 +168,12 @@ def check_equality(sizes: Sizes) -> list[Check]:
     ]
     worst: dict[str, tuple[float, float]] = {}
     for pair, true in zip(pairs(ours, peer), pairs(ours, truth), strict=True):
-        wanted = true.peer.grad
-        assert wanted is not None and pair.ours.grad is not None and pair.peer.grad is not None
+        wanted, ours_grad, peer_grad = true.peer.grad, pair.ours.grad, pair.peer.grad
+        assert wanted is not None
+        assert ours_grad is not None
+        assert peer_grad is not None
         before = worst.get(pair.name, (0.0, 0.0))
-        found = (_error(pair.layout(pair.ours.grad), wanted), _error(pair.peer.grad, wanted))
+        found = (_error(pair.layout(ours_grad), wanted), _error(peer_grad, wanted))
         worst[pair.name] = (max(before[0], found[0]), max(before[1], found[1]))
     bounds = (GRADIENT_BOUND["ours"], GRADIENT_BOUND["published"])
     return checks + [Check(f"gradient of {name}", *pair_errors, *bounds) for name, pair_errors in worst.items()]
@@ -207,17 +210,21 @@ def measure_time(sizes: Sizes, rounds: int) -> dict[str, Any]:
 
 def measure_memory(sizes: Sizes, threads: int) -> dict[str, int]:
     """Peak bytes of a step of every side, each in a fresh process."""
-    return {side: _memory_in_child(side, sizes, threads) for side in SIDES}
+    return {side: measure_memory_of(side, sizes, threads) for side in SIDES}
 
 
-def _memory_in_child(side: str, sizes: Sizes, threads: int) -> int:
+def measure_memory_of(side: str, sizes: Sizes, threads: int) -> int:
     options = [f"--{name}={value}" for name, value in dataclasses.asdict(sizes).items()]
     command = [sys.executable, __file__, f"--memory-of={side}", f"--threads={threads}", *options]
     return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def memory_of(side: str, sizes: Sizes) -> int:
-    """Peak resident bytes of a step in this process, parameters and optimizer included, less what the imports took."""
+    """Peak resident bytes of a step in this process, parameters and optimizer included, less what code takes.
+
+    What code takes is what a tiny step leaves behind: torch loads parts of itself on first use.
+    """
+    Trainer(side, TINY).step()
     before = resident_bytes()
     Trainer(side, sizes).step()
     return peak_resident_bytes() - before

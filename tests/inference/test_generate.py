@@ -202,10 +202,11 @@ def test_rows_that_end_leave_the_others_their_states(kind):
     model = tiny_model(kind, torch.float64, seed=1)
     tokenizer = DNATokenizer()
     prompts = ["ACGT" * n + "A" * (n % 3) for n in range(1, 9)]
-    together = generate(model, tokenizer, prompts, max_tokens=40, sampling=LIVELY, seed=3)
+    sampling = SamplingConfig(temperature=2.0, repetition_penalty=1.5)  # so that histories count, too
+    together = generate(model, tokenizer, prompts, max_tokens=40, sampling=sampling, seed=3)
     assert len({len(r.ids) for r in together}) > 3, "the rows should end at different steps"
     for row, (prompt, result) in enumerate(zip(prompts, together, strict=True)):
-        alone = generate(model, tokenizer, [prompt], max_tokens=40, sampling=LIVELY, seed=3 + row)[0]
+        alone = generate(model, tokenizer, [prompt], max_tokens=40, sampling=sampling, seed=3 + row)[0]
         assert (alone.ids, alone.text, alone.finish_reason) == (result.ids, result.text, result.finish_reason)
 
 

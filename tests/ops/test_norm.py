@@ -1,4 +1,4 @@
-"""Norms and gated activations against their formulas in float64."""
+"""Norms against their formulas in float64."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from crocuta.ops import reference
-from crocuta.ops.gated_linear import activate, gated
 from crocuta.ops.norm import layer_norm, rms_norm
 
 
@@ -51,17 +50,3 @@ def test_layer_norm():
     x, scale, bias = randn(2, 3, 5), randn(5, seed=1), randn(5, seed=2)
     expected = reference.layer_norm(x, scale, bias, 0.1)
     torch.testing.assert_close(layer_norm(x, scale, bias, 0.1), expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "identity"])
-def test_gated_values_and_gradients(activation):
-    a, b = randn(2, 5).requires_grad_(), randn(2, 5, seed=1).requires_grad_()
-    torch.testing.assert_close(gated(a, b, activation), activate(a, activation) * b, rtol=0, atol=0)
-    assert torch.autograd.gradcheck(lambda a, b: gated(a, b, activation), (a, b))
-
-
-def test_gelu_is_the_exact_one_unless_asked():
-    x = torch.tensor([1.0], dtype=torch.float64)
-    exact = 0.5 * (1 + torch.special.erf(x / 2**0.5))
-    torch.testing.assert_close(activate(x, "gelu"), exact, rtol=1e-12, atol=0)
-    assert (activate(x, "gelu_tanh") - exact).abs() > 1e-5

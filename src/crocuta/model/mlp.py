@@ -6,7 +6,7 @@ from torch import nn
 
 from crocuta.config import GatedMLPConfig, PlainMLPConfig
 from crocuta.model.linear import Linear
-from crocuta.ops.gated_linear import activate, gated
+from crocuta.ops.glu import activate, glu
 from crocuta.types import Hidden
 
 
@@ -21,7 +21,9 @@ class GatedMLP(nn.Module):
         self.down = Linear(config.intermediate_size, channels, bias=config.bias)
 
     def forward(self, x: Hidden) -> Hidden:
-        return self.down(gated(self.gate(x), self.up(x), self.activation))
+        if self.gate.bias is not None:
+            return self.down(activate(self.gate(x), self.activation) * self.up(x))
+        return glu(x, self.gate.weight, self.up.weight, self.down.weight, self.activation)
 
 
 class PlainMLP(nn.Module):
