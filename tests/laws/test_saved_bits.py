@@ -41,7 +41,7 @@ def test_a_state_goes_on_bit_for_bit(kind, tmp_path_factory, read, dtype):
     model = tiny_model(kind, dtype, seed=1)
     state = model.init_state(3, MAX_LENGTH)
     model.extend(random_ids(3, read, seed=2), state, torch.tensor([read, read // 2, 0]))
-    state.save(path, model.config)
+    state.save(path)
     restored = model.load_state(path)
     assert restored.max_length == state.max_length
     assert restored.lengths.tolist() == [read, read // 2, 0]

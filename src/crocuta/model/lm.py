@@ -109,7 +109,7 @@ class Model(nn.Module):
         return self.norm(x) if layer is None else x
 
     def load_state(self, path: str | PathLike[str]) -> ModelState:
-        """A state written by ``state.save(path, model.config)``. Raises StateError if it is another model's."""
+        """A state written by ``state.save(path)``. Raises StateError if it is another model's."""
         owner, batch, max_length = saved_shape(path)
         if owner != self._fingerprint:
             raise StateError(f"the state {path} belongs to a model with another configuration")

@@ -24,4 +24,8 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def extend(self, x: Hidden, state: State, lengths: Tensor | None = None) -> Hidden:
-        """Mix the next tokens of each row and update ``state``. Positions past ``lengths[row]`` are padding."""
+        """Mix the next tokens of each row and update ``state``. Positions past ``lengths[row]`` are padding.
+
+        Made for inference: gradients flow through the states of FIR and modal filters, but the buffers of attention
+        and implicit filters are written in place, and torch refuses to differentiate through two such calls.
+        """

@@ -160,10 +160,10 @@ class ModelState(State):
     def kind(self) -> tuple[object, ...]:
         return (self.model,)
 
-    def save(self, path: str | PathLike[str], config: object) -> None:
-        """Write a safetensors file; ``config`` is the model's, so that no other model can load it."""
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write a safetensors file that ``Model.load_state`` reads, of the same model only."""
         tensors = {name: tensor.contiguous() for name, tensor in self.named_tensors()}
-        save_file(tensors, path, {"max_length": json.dumps(self.max_length), "model": fingerprint(config)})
+        save_file(tensors, path, {"max_length": json.dumps(self.max_length), "model": self.model})
 
 
 def fingerprint(config: object) -> str:
