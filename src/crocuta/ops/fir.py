@@ -13,6 +13,9 @@ from torch import Tensor
 
 from crocuta.ops.blocks import channels_first, compute_dtype, full_precision, pad_to_blocks, toeplitz, toeplitz_adjoint
 
+_FEW = 4
+"""Up to this many new tokens their windows are multiplied one by one: fewer operations a decoding step."""
+
 
 def fir(
     u: Float[Tensor, "b l d"],
@@ -52,6 +55,10 @@ def apply_taps(u: Float[Tensor, "d b l"], taps: Float[Tensor, "g k"], tail: Tens
     of the block before times a small one.
     """
     (d, b, l), (g, k) = u.shape, taps.shape
+    if l <= _FEW:
+        past = u.new_zeros(d, b, k - 1) if tail is None else tail
+        windows = torch.cat([past, u], dim=2).unfold(2, k, 1)
+        return (windows * taps.flip(1).repeat_interleave(d // g, 0)[:, None, None]).sum(-1)
     block = _block(k, l)
     blocks = pad_to_blocks(u, block)
     y = torch.bmm(blocks.reshape(g, -1, block), toeplitz(_fit(taps, block)))
