@@ -33,7 +33,7 @@ PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_
   $(BIN)/python -m pip install --quiet --editable '.[$(1)]' && echo "$(KEY)" > .venv/.installed-$(1)
 endef
 
-.PHONY: help setup demo test test-slow lint types bench format clean
+.PHONY: help setup demo test lint types bench format clean
 
 help: ## List these targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -49,10 +49,6 @@ demo: ## Train a small StripedHyena on DATA=text or DATA=dna, then generate from
 test: ## Run the test suite (under 10 minutes on 2 cores); ARGS="-k word" narrows it.
 	$(call install,dev)
 	$(BIN)/python -m pytest $(ARGS)
-
-test-slow: ## Run the tests too long for every change.
-	$(call install,dev)
-	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: ## Check style: ruff check, ruff format --check.
 	$(call install,dev)
