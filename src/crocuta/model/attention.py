@@ -63,9 +63,8 @@ class AttentionMixer(Mixer):
         if aligned and int(starts[0]) == 0:
             return self.output(causal_attention(q, k, v, None).flatten(2))
         end = int(state.lengths.max())
-        alone = aligned and l == 1 and lengths is None  # every query sees every key: no mask
         keys, values = state.keys[:, :end].to(q.dtype), state.values[:, :end].to(q.dtype)
-        return self.output(causal_attention(q, keys, values, None if alone and end == 1 else starts).flatten(2))
+        return self.output(causal_attention(q, keys, values, starts).flatten(2))
 
     def _heads(self, x: Hidden, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sizes = [self.heads * self.head_size, self.kv_heads * self.head_size, self.kv_heads * self.head_size]
