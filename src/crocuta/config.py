@@ -15,6 +15,7 @@ from crocuta.errors import ConfigError
 from crocuta.schema import decode, encode
 
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "identity"]
+Precision: TypeAlias = Literal["exact", "upstream"]
 
 
 def _require(holds: bool, what: str, given: object, expected: str) -> None:
@@ -155,6 +156,8 @@ class HyenaConfig:
     output_bias: bool = True
     skip: bool = True
     """The D term, one number a channel."""
+    fp8_projection: bool = False
+    """W_in and its input are rounded to FP8 (E4M3) under two constant scales of the checkpoint (Evo 2)."""
 
     def __post_init__(self) -> None:
         _positive("HyenaConfig", short_taps=self.short_taps)
@@ -283,6 +286,23 @@ class ModelConfig:
     norm: NormConfig = RMSNormConfig()
     tie_embeddings: bool = True
     embedding_dropout: float = 0.0
+    precision: Precision = "exact"
+    """exact: ops compute in float32 and round their results, and logits are float32. upstream: below float32, and only
+    there, values are rounded to the model's dtype wherever StripedHyena, Evo and Evo 2 round them:
+
+    - RMSNorm with eps outside the root: the norm ‖x‖₂, ‖x‖₂ · d^-1/2, that plus eps, x divided by that, times scale;
+    - rotary embedding: the cosines and sines, before the float32 rotation;
+    - short filter: its sum, that plus the bias, and the gate x1 · v. (StripedHyena 1 runs it in bfloat16, 2 in float32
+      with a cast after it: the same numbers, since a convolution in bfloat16 adds up in float32);
+    - explicit and implicit long filters: h ∗ u + D·u, summed in float32; then the gate x2 · (...);
+    - modal long filters: h ∗ u, D·u, their sum, and the gate;
+    - head: the product, so that logits have the model's dtype, and in ``score`` their log-softmax.
+
+    These are the steps that read a whole sequence; decoding takes the same ones, so that ``extend`` still is
+    ``forward``, where the published decoders round a little differently. Everything else rounds alike in both modes.
+    """
+    unverified: str = ""
+    """Why results of this checkpoint are not known to agree with its publisher's; empty if there is no doubt."""
 
     def __post_init__(self) -> None:
         _positive("ModelConfig", vocab_size=self.vocab_size, hidden_size=self.hidden_size)
@@ -291,6 +311,12 @@ class ModelConfig:
             "ModelConfig.embedding_dropout is impossible",
             self.embedding_dropout,
             "0 <= dropout < 1",
+        )
+        _require(
+            self.precision in ("exact", "upstream"),
+            "ModelConfig.precision is unknown",
+            self.precision,
+            "exact or upstream",
         )
         for index, block in enumerate(self.blocks):
             self._check_block(index, block)

@@ -82,7 +82,7 @@ class Altered:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         contents = Contents(self.config, self, None)
-        format_ = Format("altered", "anything", lambda path: True, lambda path: contents)
+        format_ = Format("altered", "anything", lambda path: True, lambda path, options: contents)
         monkeypatch.setattr(load_module, "FORMATS", (*load_module.FORMATS, format_))
 
 

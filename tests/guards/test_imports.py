@@ -12,7 +12,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "crocuta"
 HEAVY = {"torch", "numpy", "matplotlib", "tensorboard", "tokenizers", "yaml", "typer", "rich", "safetensors"}
-VERBS = ["", "train", "generate", "score", "embed", "inspect", "prepare"]
+HEAVY |= {"huggingface_hub"}
+VERBS = ["", "train", "generate", "score", "embed", "inspect", "convert", "download", "prepare"]
 
 
 def loaded(code: str) -> set[str]:
@@ -34,6 +35,7 @@ TORCH_FREE = [
     "crocuta.schema",
     "crocuta.config",
     "crocuta.presets",
+    "crocuta.published",
     *submodules("tokenizers"),
     *submodules("data"),
 ]

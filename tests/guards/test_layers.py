@@ -15,7 +15,7 @@ LAYERS = [
     {"errors"},
     {"schema"},
     {"config"},
-    {"presets", "types"},
+    {"presets", "published", "types"},
     {"ops", "tokenizers"},
     {"model"},
     {"checkpoints", "data"},

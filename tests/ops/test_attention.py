@@ -62,7 +62,8 @@ def test_rotated_products_depend_on_distance_only():
 
 
 def test_frequencies_are_the_published_formula():
+    """To the four float32 roundings that its steps take; tests/checkpoints/test_golden.py has the bits."""
     expected = [10_000.0 ** (-2 * i / 16) for i in range(8)]
     torch.testing.assert_close(
-        inverse_frequencies(16, 10_000.0).double(), torch.tensor(expected).double(), rtol=1e-7, atol=0
+        inverse_frequencies(16, 10_000.0).double(), torch.tensor(expected).double(), rtol=3e-7, atol=0
     )

@@ -88,10 +88,11 @@ def replace_file(path: Path, data: bytes) -> None:
     commit_file(path, [memoryview(data)], len(data))
 
 
-def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+def write_folder(target: Path, write: Callable[[Path], None], *, sealed: bool = True) -> None:
     """Make ``target`` of what ``write`` puts into the empty folder it is given, whole or not at all.
 
-    The folder is flat. When this returns, its files, its manifest and its name have been forced to the disk.
+    The folder is flat. When this returns, its files, its manifest (if ``sealed``) and its name have been forced to
+    the disk.
 
     Raises:
         CheckpointError: ``target`` exists, a name is not plain, or the disk refused; nothing is left behind.
@@ -102,9 +103,18 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     with reporting_writes(target), _discarding(temporary):
         disk.make_folder(temporary)
         write(temporary)
-        _seal(temporary)
+        if sealed:
+            _seal(temporary)
+        else:
+            _sync_all(temporary)
         disk.rename(temporary, target)
         disk.sync_path(target.parent)
+
+
+def _sync_all(folder: Path) -> None:
+    for entry in os.scandir(folder):
+        disk.sync_path(folder / entry.name)
+    disk.sync_path(folder)
 
 
 def make_folders(path: Path) -> None:

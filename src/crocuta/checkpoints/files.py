@@ -70,14 +70,22 @@ class TensorFile:
             self._file.close()
             raise
 
-    def read(self, name: str) -> Tensor:
-        """The values of tensor ``name``, on the CPU. Raises WeightsFormatError if the file has changed."""
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """The values of tensor ``name``, or ``rows`` of its first axis, on the CPU.
+
+        Raises WeightsFormatError if the file has changed.
+        """
         info, (begin, end) = self.infos[name], self._spans[name]
+        shape = info.shape
+        if rows is not None:
+            first, last, _ = rows.indices(shape[0])
+            row = (end - begin) // max(1, shape[0])
+            begin, end, shape = begin + first * row, begin + max(first, last) * row, (max(0, last - first), *shape[1:])
         values = torch.empty(end - begin, dtype=torch.uint8)
         self._fill(values.numpy().data, begin, f"tensor {name!r}")
         if info.dtype is torch.bool and bool((values > 1).any()):
             raise self._error(f"tensor {name!r} is BOOL and holds bytes other than 0 and 1")
-        return values.view(info.dtype).reshape(info.shape)
+        return values.view(info.dtype).reshape(shape)
 
     def close(self) -> None:
         self._file.close()

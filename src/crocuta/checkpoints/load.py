@@ -2,62 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+import warnings
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
+from crocuta.checkpoints import evo2, hyenadna, savanna, stripedhyena
 from crocuta.checkpoints.files import TensorInfo
-from crocuta.checkpoints.format import Format, TensorSource
+from crocuta.checkpoints.format import Contents, Format, ReadOptions, TensorSource
+from crocuta.checkpoints.hub import looks_like_hub_name, resolve
+from crocuta.checkpoints.keymap import SHOWN, Entry, KeyMap
 from crocuta.checkpoints.native import NATIVE, check_vocabulary
+from crocuta.checkpoints.settings import find_yaml, read_settings
 from crocuta.config import ModelConfig
-from crocuta.errors import ConfigError, InputError, WeightsFormatError
+from crocuta.errors import ConfigError, CrocutaWarning, InputError, WeightsFormatError
 from crocuta.model.build import build_model
+from crocuta.model.filters import ModalFilter
 from crocuta.model.lm import Model
 from crocuta.tokenizers.base import Tokenizer
 
-FORMATS: Final[tuple[Format, ...]] = (NATIVE,)
+FORMATS: Final[tuple[Format, ...]] = (
+    NATIVE,
+    stripedhyena.STANDALONE,
+    stripedhyena.HUGGING_FACE,
+    evo2.EVO2,
+    hyenadna.LIGHTNING,
+    hyenadna.HUGGING_FACE,
+    savanna.SAVANNA,
+)
 """Tried in this order: the only line to edit to add a format."""
 
 DTYPES: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_SHOWN = 20
 
 
 def load(
-    path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    fp8: Literal["auto", "off"] = "auto",
+    precision: Literal["exact", "upstream"] = "exact",
+    keep_padding: bool = False,
+    unstable: Literal["warn", "refuse"] = "warn",
+    revision: str | None = None,
 ) -> tuple[Model, Tokenizer | None]:
     """The model at ``path``, in evaluation mode, and its tokenizer if it has one.
 
-    ``dtype`` None keeps every weight as it was stored, bit for bit; another casts all that may be cast (filters
-    stay in float32). Takes the memory of one model and one tensor.
+    ``path`` is a folder or a weights file, of our own or of a published layout; or, where there is no such path, the
+    name of a published checkpoint, which is taken from the Hugging Face cache or downloaded there.
+    Takes the memory of one model and one tensor.
+
+    Args:
+        dtype: None keeps every weight as it was stored, bit for bit; another casts all that may be cast (filters
+            stay in float32).
+        fp8: "auto" computes projections that were trained through E4M3 as they were trained, and refuses a
+            checkpoint without their scales; "off" computes them in the model's dtype and marks the model unverified.
+        precision: "upstream" rounds where the published code rounds, see ``ModelConfig.precision``.
+        keep_padding: keep the units of gated MLPs that were added as zeros (Evo 2, 1M context); else they are
+            sliced away, which changes no output.
+        unstable: what to do about filters whose poles are not inside the unit circle: warn, or refuse.
+        revision: branch, tag or commit of a name; None: the pinned one.
 
     Raises:
-        InputError: there is nothing at ``path``, or ``dtype`` is not one for weights.
-        WeightsFormatError: no known format; or a broken file; or missing, unexpected, misshapen or non-finite
-            weights, all named.
+        InputError: there is nothing at ``path`` and nothing of that name, or ``dtype`` is not one for weights.
+        MissingExtraError: a name, without the package huggingface_hub.
+        WeightsFormatError: no known format, or several; or a broken file; or missing, unexpected, misshapen or
+            non-finite weights, all named; or poles with |p| >= 1 where these are refused.
         ConfigError: the configuration describes no model.
         TokenizerError: the tokenizer is broken, or larger than the model's vocabulary.
     """
-    path = Path(path)
+    path = find_path(path, revision)
     if dtype is not None and dtype not in DTYPES:
         raise InputError("cannot load weights as this dtype", given=dtype, expected=", ".join(map(str, DTYPES)))
-    config, tensors, tokenizer = find_format(path).read(path)
+    for name, value, known in (
+        ("fp8", fp8, ("auto", "off")),
+        ("precision", precision, ("exact", "upstream")),
+        ("unstable", unstable, ("warn", "refuse")),
+    ):
+        if value not in known:
+            raise InputError(f"{name} is unknown", given=repr(value), expected=" or ".join(map(repr, known)))
+    options = ReadOptions(fp8=fp8, keep_padding=keep_padding)
+    contents = find_format(path).read(path, options)
     try:
-        check_vocabulary(config, tokenizer, path)
-        model = _build(path, config)
-        # A parameter that stays wide in a bfloat16 model may not be narrow in a file either.
-        floors = _infos(model.to(torch.bfloat16))
-        _check(path, tensors, floors)
-        targets = floors if dtype is None else _infos(model.to(dtype))
-        filled: dict[str, Tensor] = {}
-        for name in tensors.infos:
-            filled[name] = _read(path, tensors, name, None if dtype is None else targets[name].dtype).to(device)
+        model = _fill(path, contents, precision, device, dtype)
     finally:
-        tensors.close()
-    model.load_state_dict(filled, strict=True, assign=True)
-    return model.eval(), tokenizer
+        contents.tensors.close()
+    _check_poles(path, model, unstable)
+    return model.eval(), contents.tokenizer
+
+
+def find_path(path: str | Path, revision: str | None = None) -> Path:
+    """``path`` itself, or the folder of the published checkpoint that it names. Raises as ``load``."""
+    name = str(path)
+    if Path(path).exists() or not looks_like_hub_name(name):
+        return Path(path)
+    return resolve(name, revision=revision)
 
 
 def find_format(path: Path) -> Format:
@@ -65,16 +107,60 @@ def find_format(path: Path) -> Format:
 
     Raises:
         InputError: there is nothing at ``path``.
-        WeightsFormatError: no format knows it; the message says what was looked for.
+        WeightsFormatError: no format knows it, or several do; the message says what was looked for.
+        ConfigError: its config.json or config.yml is broken. MissingExtraError: a config.yml, without PyYAML.
     """
     if not path.exists():
         raise InputError("no such file or folder", given=path, expected="a saved model", fix="check the path")
-    for format_ in FORMATS:
-        if format_.detect(path):
-            return format_
-    looked_for = "; or ".join(f"{format_.name}: {format_.looks_for}" for format_ in FORMATS)
-    fix = None if path.is_dir() else "give the folder that the file is in"
-    raise WeightsFormatError(f"{path} is no checkpoint of a known format", expected=looked_for, fix=fix)
+    found = [format_ for format_ in FORMATS if format_.detect(path)]
+    if len(found) == 1:
+        return found[0]
+    if path.is_dir() and not found:
+        for settings in filter(None, (path / "config.json", find_yaml(path))):
+            if settings.is_file():
+                read_settings(settings)  # what is wrong with it, if anything, is why no format knows the folder
+    looked_for = "; or ".join(f"{format_.name}: {format_.looks_for}" for format_ in found or FORMATS)
+    if found:
+        fix = "keep the files of one checkpoint in the folder"
+        raise WeightsFormatError(f"{path} fits {len(found)} formats", given=looked_for, expected="one", fix=fix)
+    hint = None if path.is_dir() else "give the folder that the file is in"
+    raise WeightsFormatError(f"{path} is no checkpoint of a known format", expected=looked_for, fix=hint)
+
+
+def _fill(
+    path: Path,
+    contents: Contents,
+    precision: Literal["exact", "upstream"],
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+) -> Model:
+    """Build the model on meta, check every name and shape, then read tensor by tensor."""
+    config, tensors, tokenizer, _ = contents
+    check_vocabulary(config, tokenizer, path)
+    model = _build(path, dataclasses.replace(config, precision=precision) if precision != "exact" else config)
+    # A parameter that stays wide in a bfloat16 model may not be narrow in a file either.
+    floors = _infos(model.to(torch.bfloat16))
+    targets = floors if dtype is None else _infos(model.to(dtype))
+    key_map = contents.key_map or KeyMap(tuple(Entry(name, name) for name in floors))
+    key_map.check(path, tensors.infos, floors)
+    entries = {entry.theirs: entry for entry in key_map.entries}
+    filled: dict[str, Tensor] = {}
+    for name in tensors.infos:
+        if name in entries:
+            ours = entries[name].ours
+            values = _read(
+                path, tensors, entries[name], floors[ours].dtype, None if dtype is None else targets[ours].dtype
+            )
+            filled[ours] = values.to(device)
+    for copy, original in key_map.copies.items():
+        if copy in tensors.infos and not torch.equal(tensors.read(copy), tensors.read(original)):
+            raise WeightsFormatError(
+                f"{copy} of {path} differs from {original}",
+                expected="the same values, as the configuration ties the two",
+                fix="is tie_embeddings of the configuration right?" if "embed" in original else None,
+            )
+    model.load_state_dict(filled, strict=True, assign=True)
+    return model
 
 
 def _build(path: Path, config: ModelConfig) -> Model:
@@ -88,56 +174,31 @@ def _infos(model: Model) -> dict[str, TensorInfo]:
     return {name: TensorInfo(t.dtype, tuple(t.shape)) for name, t in model.state_dict().items()}
 
 
-def _check(path: Path, tensors: TensorSource, floors: dict[str, TensorInfo]) -> None:
-    """Compare names, shapes and kinds of all tensors before any is read."""
-    found = tensors.infos
-    shared = found.keys() & floors.keys()
-    shapes = [
-        f"{name} has shape {list(found[name].shape)}, expected {list(floors[name].shape)}"
-        for name in shared
-        if found[name].shape != floors[name].shape
-    ]
-    kinds = [
-        f"{name} is {found[name].dtype}, expected {_kind(floors[name].dtype)}"
-        for name in shared
-        if not _acceptable(found[name].dtype, floors[name].dtype)
-    ]
-    problems = (
-        _summary("missing", floors.keys() - found.keys()),
-        _summary("unexpected", found.keys() - floors.keys()),
-        _summary("misshapen", shapes),
-        _summary("of the wrong dtype", kinds),
-    )
-    if any(problems):
-        text = ". ".join(filter(None, problems))
-        fix = "are these the configuration and the weights of one model?"
-        raise WeightsFormatError(f"the weights of {path} do not fit its configuration: {text}", fix=fix)
-
-
-def _summary(what: str, items: Iterable[str]) -> str:
-    items = sorted(items)
-    rest = f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return f"{len(items)} {what}: {', '.join(items[:_SHOWN])}{rest}" if items else ""
-
-
-def _acceptable(found: torch.dtype, floor: torch.dtype) -> bool:
-    if not floor.is_floating_point:
-        return found == floor
-    return found.is_floating_point and found.itemsize >= floor.itemsize
-
-
-def _kind(floor: torch.dtype) -> str:
-    return f"floating point of at least {8 * floor.itemsize} bits" if floor.is_floating_point else str(floor)
-
-
-def _read(path: Path, tensors: TensorSource, name: str, dtype: torch.dtype | None) -> Tensor:
-    values = tensors.read(name)
+def _read(path: Path, tensors: TensorSource, entry: Entry, floor: torch.dtype, dtype: torch.dtype | None) -> Tensor:
+    values = tensors.read(entry.theirs)
     if not bool(torch.isfinite(values).all()):
-        raise WeightsFormatError(f"{name} of {path} has NaN or infinite values", expected="finite weights")
+        raise WeightsFormatError(f"{entry.theirs} of {path} has NaN or infinite values", expected="finite weights")
+    values = entry.load(values)
     if dtype is None:
-        return values
+        return values.to(torch.promote_types(values.dtype, floor)) if entry.wide else values
     cast = values.to(dtype)
     if not bool(torch.isfinite(cast).all()):
         fix = "load it in a wider dtype"
-        raise WeightsFormatError(f"{name} of {path} overflows", given=dtype, expected="finite weights", fix=fix)
+        raise WeightsFormatError(f"{entry.theirs} of {path} overflows", given=dtype, expected="finite weights", fix=fix)
     return cast
+
+
+def _check_poles(path: Path, model: Model, unstable: Literal["warn", "refuse"]) -> None:
+    """One message about all filters that grow without bound."""
+    named = []
+    for name, module in model.named_modules():
+        if isinstance(module, ModalFilter):
+            for row in module.unstable_rows():
+                named.append(f"{name} channel {row}")
+    if not named:
+        return
+    rest = f", and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+    text = f"{path} has poles outside the open unit disc, |p| >= 1: {', '.join(named[:SHOWN])}{rest}"
+    if unstable == "refuse":
+        raise WeightsFormatError(text, expected="|p| < 1", fix="load it with unstable='warn' to go on regardless")
+    warnings.warn(f"{text}; their filters never fade, and long inputs may overflow", CrocutaWarning, stacklevel=3)

@@ -219,5 +219,5 @@ NATIVE: Final = Format(
     name="crocuta",
     looks_for=f'a {CONFIG} with "format": "crocuta", beside {WEIGHTS}',
     detect=_detect,
-    read=read,
+    read=lambda path, _: read(path),
 )

@@ -1,17 +1,20 @@
-"""Reading small files of unknown origin: regular files only, bounded size, JSON without surprises."""
+"""Reading small files of unknown origin: regular files only, bounded size, JSON and YAML without surprises."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from io import FileIO
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from crocuta.errors import CheckpointError, WeightsFormatError
+from crocuta.errors import CheckpointError, MissingExtraError, WeightsFormatError
 
 MAX_JSON_BYTES: Final = 8 << 20
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_MAX_YAML_NODES = 100_000
 ErrorClass: TypeAlias = type[CheckpointError] | type[WeightsFormatError]
 
 
@@ -58,3 +61,50 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+def strict_yaml(text: str) -> Any:
+    """Parse YAML with plain types only, refusing duplicate keys and aliases; 3e-3 is a number. Raises ValueError.
+
+    MissingExtraError without PyYAML.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        fix = "pip install 'crocuta[yaml]', or write it as JSON"
+        raise MissingExtraError("YAML files need the package PyYAML", fix=fix) from error
+
+    class Loader(yaml.SafeLoader):
+        nodes = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            # A few lines of aliases of aliases can describe more nodes than fit in memory.
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.composer.ComposerError(None, None, "aliases are not allowed", self.peek_event().start_mark)
+            self.nodes += 1
+            if self.nodes > _MAX_YAML_NODES:
+                raise yaml.composer.ComposerError(None, None, "too many values", self.peek_event().start_mark)
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[Any] = set()
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise yaml.constructor.ConstructorError(None, None, "a key must be plain", key.start_mark)
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+    try:
+        loader = Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except (yaml.YAMLError, LookupError, AttributeError, TypeError, OverflowError) as error:
+        # The latter four come from PyYAML itself, on values that do not fit an explicit tag.
+        raise ValueError(f"{type(error).__name__}: {error}") from error

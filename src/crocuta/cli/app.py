@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from crocuta import __version__
-from crocuta.cli import embed, generate, inspect, prepare, score, train
+from crocuta.cli import convert, download, embed, generate, inspect, prepare, score, train
 from crocuta.errors import CrocutaError
 
 # Click, or what Typer carries of it, calls this UsageError; Typer has no name for it.
@@ -82,7 +82,7 @@ def _version(asked: bool) -> None:
 
 app = typer.Typer(
     cls=_Crocuta,
-    help="Hyena and StripedHyena sequence models: train, generate, score, embed.",
+    help="Hyena and StripedHyena sequence models: train, generate, score, embed, convert.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would make --help twice as slow
@@ -93,6 +93,8 @@ app.command()(generate.generate)
 app.command()(score.score)
 app.command()(embed.embed)
 app.command()(inspect.inspect)
+app.command()(convert.convert)
+app.command()(download.download)
 app.command()(prepare.prepare)
 
 

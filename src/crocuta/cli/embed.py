@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from crocuta.cli.options import Device, Dtype, Files, KeepCase, ModelPath, load_model
+from crocuta.cli.options import FP8, Device, Dtype, Files, KeepCase, ModelPath, Precision, load_model
 
 if TYPE_CHECKING:
     import zipfile
@@ -35,6 +35,8 @@ def embed(
     keep_case: KeepCase = False,
     device: Device = "auto",
     dtype: Dtype = None,
+    fp8: FP8 = "auto",
+    precision: Precision = "exact",
 ) -> None:
     """Embed sequences: a vector for each record, float32.
 
@@ -47,7 +49,7 @@ def embed(
     if format == "npz" and output is None and sys.stdout.isatty():
         raise typer.BadParameter("npz is not for a terminal: name a file, or redirect", param_hint="'--output'")
     records = read_records(inputs(files), keep_case=keep_case)
-    loaded, tokenizer = load_model(model, device, dtype)
+    loaded, tokenizer = load_model(model, device, dtype, fp8, precision)
 
     from crocuta.cli.records import batched, encode, naming
     from crocuta.inference.embed import embed as embed_sequences

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
-from crocuta.cli.options import Device, Dtype, ModelPath, Output, load_model
+from crocuta.cli.options import FP8, Device, Dtype, ModelPath, Output, Precision, load_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +50,8 @@ def generate(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end-of-sequence token.")] = False,
     device: Device = "auto",
     dtype: Dtype = None,
+    fp8: FP8 = "auto",
+    precision: Precision = "exact",
 ) -> None:
     """Generate text that continues prompts.
 
@@ -61,7 +63,7 @@ def generate(
     if prompt and file:
         raise typer.BadParameter("give one of --prompt and --file", param_hint="'--prompt'")
     prompts, kind = _prompts(prompt, file)
-    loaded, tokenizer = load_model(model, device, dtype)
+    loaded, tokenizer = load_model(model, device, dtype, fp8, precision)
 
     from crocuta.inference.sampling import SamplingConfig
 

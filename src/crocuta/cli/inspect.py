@@ -18,7 +18,7 @@ LENGTHS = (1024, 8192, 131_072, 1_048_576)
 
 def inspect(
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="Name of a preset, config.json, or folder of a model.")
+        str, typer.Argument(metavar="TARGET", help="Name of a preset or published model, config.json, or model folder.")
     ],
     length: Annotated[
         list[int] | None,
@@ -42,8 +42,16 @@ def read_target(target: str) -> ModelConfig:
     """The configuration of a file, a folder or, where there is neither, a preset. Raises ConfigError and others."""
     from crocuta.config import ModelConfig
     from crocuta.presets import preset
+    from crocuta.published import find_published
 
     path = Path(target)
+    if path.exists() and not _is_ours(path):
+        from crocuta.checkpoints.format import ReadOptions
+        from crocuta.checkpoints.load import find_format
+
+        contents = find_format(path).read(path, ReadOptions())
+        contents.tensors.close()
+        return contents.config
     if path.exists():
         from crocuta.checkpoints.native import read_config
         from crocuta.checkpoints.strict import read_small, strict_json
@@ -57,9 +65,19 @@ def read_target(target: str) -> ModelConfig:
             if isinstance(value, dict) and "format" not in value:  # an architecture without a model's header
                 return ModelConfig.from_json(value)
         return read_config(path)
+    published = find_published(target)
+    if published is not None:
+        return preset(published.preset)
     if "/" in target or target.endswith(".json"):
         raise InputError("no such file or folder", given=target, expected="a model, a config.json or a preset")
     return preset(target)
+
+
+def _is_ours(path: Path) -> bool:
+    """A folder of ours, or a file that is no weights file, so JSON; all else may be a published layout."""
+    from crocuta.checkpoints.native import NATIVE
+
+    return ".pt" not in path.suffixes if path.is_file() else NATIVE.detect(path)
 
 
 def _lengths(config: ModelConfig, given: list[int] | tuple[int, ...]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
@@ -15,9 +16,14 @@ if TYPE_CHECKING:
     from crocuta.model.lm import Model
     from crocuta.tokenizers.base import Tokenizer
 
+logger = logging.getLogger(__name__)
+
 DtypeName: TypeAlias = Literal["fp32", "bf16", "fp64"]
 
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a saved model or a finished run.")]
+ModelPath = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="Folder of a model or a finished run, or the name of a published checkpoint."),
+]
 Files = Annotated[
     list[str] | None,
     typer.Argument(
@@ -30,23 +36,42 @@ Files = Annotated[
 Output = Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Write here, not to stdout.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:N, mps; auto: a GPU if there is one.")]
 Dtype = Annotated[DtypeName | None, typer.Option(help="Cast the weights.  [default: as stored]")]
+FP8 = Annotated[
+    Literal["auto", "off"],
+    typer.Option("--fp8", help="off: do without the FP8 rounding that some Evo 2 models were trained with."),
+]
+Precision = Annotated[
+    Literal["exact", "upstream"], typer.Option(help="upstream: round where the published code rounds.")
+]
 KeepCase = Annotated[bool, typer.Option("--keep-case", help="Leave lower case in FASTA as it is.")]
 
 
-def load_model(path: Path, device: str, dtype: DtypeName | None) -> tuple[Model, Tokenizer]:
-    """The model and its tokenizer, ready to use.
+def torch_dtype(name: DtypeName | None) -> torch.dtype | None:
+    """The dtype that the option means; None: as stored."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}[name] if name else None
+
+
+def load_model(
+    path: Path,
+    device: str,
+    dtype: DtypeName | None,
+    fp8: Literal["auto", "off"] = "auto",
+    precision: Literal["exact", "upstream"] = "exact",
+) -> tuple[Model, Tokenizer]:
+    """The model and its tokenizer, ready to use; a note goes to standard error if its results are unverified.
 
     Raises:
         InputError: no such model or device. TokenizerError: the model has no tokenizer; and all that ``load`` raises.
     """
-    import torch
-
     from crocuta.checkpoints.load import load
 
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-    model, tokenizer = load(path, device=choose_device(device), dtype=dtypes[dtype] if dtype else None)
+    model, tokenizer = load(path, device=choose_device(device), dtype=torch_dtype(dtype), fp8=fp8, precision=precision)
     if tokenizer is None:
         raise TokenizerError(f"the model of {path} has no tokenizer", fix="save it again together with one")
+    if model.config.unverified:
+        logger.warning("unverified: %s", model.config.unverified)
     return model, tokenizer
 
 

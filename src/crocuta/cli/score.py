@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from crocuta.cli.options import Device, Dtype, Files, KeepCase, ModelPath, Output, load_model
+from crocuta.cli.options import FP8, Device, Dtype, Files, KeepCase, ModelPath, Output, Precision, load_model
 
 if TYPE_CHECKING:
     from crocuta.inference.score import Score
@@ -25,6 +25,8 @@ def score(
     keep_case: KeepCase = False,
     device: Device = "auto",
     dtype: Dtype = None,
+    fp8: FP8 = "auto",
+    precision: Precision = "exact",
 ) -> None:
     """Score sequences: natural log-likelihood, in total and a token, of each record.
 
@@ -37,7 +39,7 @@ def score(
     if per_token and format == "tsv":
         raise typer.BadParameter("per-token scores need jsonl", param_hint="'--format'")
     records = read_records(inputs(files), keep_case=keep_case)
-    loaded, tokenizer = load_model(model, device, dtype)
+    loaded, tokenizer = load_model(model, device, dtype, fp8, precision)
 
     from crocuta.inference.score import score as score_sequences
 

@@ -45,7 +45,8 @@ def score(
 ) -> list[Score]:
     """The log-likelihood of each sequence (text or ids), in the given order.
 
-    Logits and log-softmax are float32 (float64 for a float64 model). A sequence's score does not depend on what it
+    Logits and log-softmax are float32 (float64 for a float64 model); in upstream precision both are rounded to the
+    model's dtype. A sequence's score does not depend on what it
     is batched with, but for rounding; sequences of any length are run in chunks of bounded memory.
 
     Args:
@@ -88,7 +89,9 @@ def _log_probs(model: Model, rows: list[Tensor], names: list[int]) -> list[NDArr
         for offset in range(0, hidden.shape[1], turn):
             part = hidden[:, offset : offset + turn]
             targets = ids[:, start + offset + 1 : start + offset + 1 + part.shape[1]].to(hidden.device)
-            log_softmax = torch.log_softmax(model.logits(part), dim=-1)
+            logits = model.logits(part)
+            wide = torch.promote_types(logits.dtype, torch.float32)  # bfloat16 on a CPU would round the maximum, too
+            log_softmax = torch.log_softmax(logits, dim=-1, dtype=wide).to(logits.dtype)
             pieces.append(log_softmax.gather(2, targets[..., None])[..., 0].cpu())
     whole = torch.cat(pieces, dim=1)
     result = []

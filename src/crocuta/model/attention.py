@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crocuta.config import AttentionConfig, RopeConfig
+from crocuta.config import AttentionConfig, Precision, RopeConfig
 from crocuta.errors import StateError
 from crocuta.model.linear import Linear
 from crocuta.model.mixer import Mixer
@@ -20,13 +20,13 @@ from crocuta.types import Hidden
 class AttentionMixer(Mixer):
     """softmax(q kᵀ/√c) v per head; the rows of ``qkv`` are [q heads | k heads | v heads]."""
 
-    def __init__(self, config: AttentionConfig, channels: int) -> None:
+    def __init__(self, config: AttentionConfig, channels: int, precision: Precision = "exact") -> None:
         super().__init__()
         self.heads = config.num_heads
         self.kv_heads = config.num_kv_heads or config.num_heads
         self.head_size = channels // config.num_heads
         self.qkv = Linear(channels, (self.heads + 2 * self.kv_heads) * self.head_size, bias=config.qkv_bias)
-        self.rope = None if config.rope is None else Rope(config.rope, self.head_size)
+        self.rope = None if config.rope is None else Rope(config.rope, self.head_size, precision)
         self.output = Linear(channels, channels, bias=config.output_bias)
 
     def forward(self, x: Hidden) -> Hidden:
@@ -90,16 +90,17 @@ class AttentionMixer(Mixer):
 class Rope(Float32Module):
     """Angles of the rotary embedding; ``inverse`` is a stored tensor only where the checkpoint gives one."""
 
-    def __init__(self, config: RopeConfig, head_size: int) -> None:
+    def __init__(self, config: RopeConfig, head_size: int, precision: Precision = "exact") -> None:
         super().__init__()
         self.config = config
         self.head_size = head_size
+        self._round_tables = precision == "upstream"
         self.inverse: Tensor | None
         self.register_buffer("inverse", torch.empty(head_size // 2) if config.stored else None)
 
     def forward(self, x: Hidden, starts: Tensor) -> tuple[Float[Tensor, "b l 1 c"], Float[Tensor, "b l 1 c"]]:
         """cos and sin for the tokens of x [b l d], whose rows begin at position ``starts`` [b]: float32, or float64
-        for a float64 x, on x's device."""
+        for a float64 x, on x's device. Upstream precision rounds their values to x's dtype."""
         if self.inverse is None:
             inverse = inverse_frequencies(self.head_size, self.config.base).to(x.device)
         else:
@@ -108,4 +109,6 @@ class Rope(Float32Module):
         positions = (starts[:1] if aligned else starts)[:, None] + torch.arange(x.shape[1])
         scaled = (positions.to(torch.float64) / self.config.scale).to(torch.promote_types(x.dtype, torch.float32))
         cosine, sine = rotation(scaled.to(x.device), inverse, x.dtype)
+        if self._round_tables:
+            cosine, sine = cosine.to(x.dtype).to(cosine.dtype), sine.to(x.dtype).to(sine.dtype)
         return cosine.expand(len(x), -1, -1, -1), sine.expand(len(x), -1, -1, -1)

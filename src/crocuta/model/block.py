@@ -14,6 +14,7 @@ from crocuta.config import (
     MixerConfig,
     MLPConfig,
     PlainMLPConfig,
+    Precision,
 )
 from crocuta.model.attention import AttentionMixer
 from crocuta.model.hyena import HyenaMixer
@@ -27,12 +28,12 @@ from crocuta.types import Hidden
 class Block(nn.Module):
     """x = x + mixer(pre_norm(x)); x = x + mlp(post_norm(x))."""
 
-    def __init__(self, config: BlockConfig, channels: int) -> None:
+    def __init__(self, config: BlockConfig, channels: int, precision: Precision = "exact") -> None:
         super().__init__()
         self.dropout = config.dropout
-        self.pre_norm = build_norm(config.norm, channels)
-        self.mixer = build_mixer(config.mixer, channels)
-        self.post_norm = None if config.mlp is None else build_norm(config.norm, channels)
+        self.pre_norm = build_norm(config.norm, channels, precision)
+        self.mixer = build_mixer(config.mixer, channels, precision)
+        self.post_norm = None if config.mlp is None else build_norm(config.norm, channels, precision)
         self.mlp = None if config.mlp is None else build_mlp(config.mlp, channels)
 
     def forward(self, x: Hidden) -> Hidden:
@@ -51,13 +52,13 @@ class Block(nn.Module):
         return x + F.dropout(self.mlp(self.post_norm(x)), self.dropout, self.training)
 
 
-def build_mixer(config: MixerConfig, channels: int) -> Mixer:
+def build_mixer(config: MixerConfig, channels: int, precision: Precision) -> Mixer:
     """The mixer module of a configuration."""
     match config:
         case HyenaConfig():
-            return HyenaMixer(config, channels)
+            return HyenaMixer(config, channels, precision)
         case AttentionConfig():
-            return AttentionMixer(config, channels)
+            return AttentionMixer(config, channels, precision)
 
 
 def build_mlp(config: MLPConfig, channels: int) -> GatedMLP | PlainMLP:

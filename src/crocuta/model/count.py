@@ -48,6 +48,7 @@ from crocuta.model.build import build_model
 from crocuta.model.lm import Model
 from crocuta.ops.dispatch import Case, choose
 from crocuta.ops.fft_conv import fft_length
+from crocuta.ops.fp8 import fp8_case
 from crocuta.ops.modal import BLOCK
 
 BACKWARD = 2
@@ -96,8 +97,8 @@ def describe_mixer(config: MixerConfig) -> str:
     match config:
         case AttentionConfig(num_heads=heads, num_kv_heads=kv_heads):
             return f"attention, {heads} heads" + (f", {kv_heads} of keys" if kv_heads not in (None, heads) else "")
-        case HyenaConfig(filter=filter_):
-            return f"hyena, {_describe_filter(filter_)}"
+        case HyenaConfig(filter=filter_, fp8_projection=fp8):
+            return f"hyena, {_describe_filter(filter_)}" + (", FP8 projection" if fp8 else "")
 
 
 def describe_mlp(config: MLPConfig | None) -> str:
@@ -180,9 +181,17 @@ def decode_flops(config: ModelConfig, length: int) -> float:
 
 
 def kernel_cases(config: ModelConfig, length: int) -> list[Case]:
-    """The calls of ops with a choice of kernels that ``length`` new tokens at the start of a sequence make."""
-    filters = [block.mixer.filter for block in config.blocks if isinstance(block.mixer, HyenaConfig)]
-    return list(dict.fromkeys(_case(filter_, length, length) for filter_ in filters))
+    """The calls of ops with a choice of kernels that ``length`` new tokens at the start of a sequence make.
+
+    A kernel that depends on the device is chosen for this machine's GPU, where it has one.
+    """
+    hyenas = [block.mixer for block in config.blocks if isinstance(block.mixer, HyenaConfig)]
+    cases = [_case(hyena.filter, length, length) for hyena in hyenas]
+    if any(hyena.fp8_projection for hyena in hyenas):
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        sizes = 3 * config.hidden_size, config.hidden_size
+        cases.append(fp8_case(length, sizes, device, torch.float32))
+    return list(dict.fromkeys(cases))
 
 
 def _case(filter_: FilterConfig, new: int, end: int) -> Case:

@@ -129,6 +129,16 @@ class ModalFilter(Filter):
         decay = -torch.exp(self.log_decay)
         return decay if self.angle is None else torch.stack([decay, self.angle], dim=-1)
 
+    @torch.no_grad()
+    def unstable_rows(self) -> list[int]:
+        """The filters (channels, or groups of channels) with a pole that is not inside the unit circle."""
+        if self.poles is not None:
+            outside = self.poles.double().square().sum(-1) >= 1
+        else:
+            logs = self.logs()
+            outside = (logs[..., 0] if self.is_complex else logs) >= 0
+        return outside.any(-1).nonzero().flatten().tolist()
+
     def taps(self, length: int) -> Float[Tensor, "g k"]:
         return modal.modal_taps(self.logs(), self.residues, length)
 
@@ -241,20 +251,33 @@ class ImplicitFilter(Filter):
 
 
 def positional_features(config: ImplicitFilterConfig, length: int, like: Tensor) -> Float[Tensor, "l e"]:
-    """[t, cos(f·w), -sin(f·w)], w = 2π i / max_length, f from 1e-4 to bands - 1 (Hyena, appendix D.3)."""
+    """[t, cos(f·w), -sin(f·w)], w = 2π i / max_length, f from 1e-4 to bands - 1 (Hyena, appendix D.3).
+
+    The complex exponential, and not a cosine and a sine, because it gives the published numbers to the last bit;
+    trained filters enlarge a difference there a thousand times.
+    """
     bands = (config.features - 1) // 2
     i = torch.arange(length, device=like.device, dtype=like.dtype)[:, None]
     f = torch.linspace(1e-4, bands - 1, bands, device=like.device, dtype=like.dtype)
-    angle = f * (2 * math.pi * i / config.max_length)
-    return torch.cat([i / (config.max_length - 1), angle.cos(), -angle.sin()], dim=-1)
+    wave = torch.exp(-1j * (f * (2 * math.pi * i / config.max_length)))
+    return torch.cat([_positions(config, length, like), wave.real, wave.imag], dim=-1)
 
 
 def window(config: ImplicitFilterConfig, length: int, channels: int, like: Tensor) -> Float[Tensor, "l d"]:
     """exp(-t|δ_c|) + shift; channel 0 decays slowest, the last fastest (Hyena, exponential modulation)."""
+    rates = window_rates(config, channels, like)
+    return torch.exp(-_positions(config, length, like) * rates) + config.window_shift
+
+
+def _positions(config: ImplicitFilterConfig, length: int, like: Tensor) -> Float[Tensor, "l 1"]:
+    """The first ``length`` of max_length points from 0 to 1."""
+    return torch.linspace(0, 1, config.max_length, device=like.device, dtype=like.dtype)[:length, None]
+
+
+def window_rates(config: ImplicitFilterConfig, channels: int, like: Tensor) -> Float[Tensor, " d"]:
+    """|δ_c|, evenly spaced from the slowest to the fastest."""
     fast, slow = (math.log(config.window_target) / fraction for fraction in config.window_decay)
-    rates = torch.linspace(slow, fast, channels, device=like.device, dtype=like.dtype).abs()
-    t = torch.arange(length, device=like.device, dtype=like.dtype)[:, None] / (config.max_length - 1)
-    return torch.exp(-t * rates) + config.window_shift
+    return torch.linspace(slow, fast, channels, device=like.device, dtype=like.dtype).abs()
 
 
 def _direct(inputs: Float[Tensor, "b d p"], taps: Float[Tensor, "d k"], starts: Tensor, length: int) -> Hidden:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,33 +15,42 @@ from crocuta.config import (
     FilterConfig,
     HyenaConfig,
     ImplicitFilterConfig,
+    Precision,
     RealModalFilterConfig,
 )
 from crocuta.model.filters import ExplicitFilter, Filter, ImplicitFilter, ModalFilter
+from crocuta.model.fp8 import FP8Linear
 from crocuta.model.linear import Linear
 from crocuta.model.mixer import Mixer
 from crocuta.model.state import FIRState, HyenaState, State
+from crocuta.ops.blocks import compute_dtype
 from crocuta.ops.fir import next_tail
-from crocuta.ops.gate import fir_gate
+from crocuta.ops.gate import fir_gate, fir_gate_stepwise
 from crocuta.types import Hidden
+
+Convolve: TypeAlias = Callable[[Hidden, Tensor | None], Hidden]
+"""The long filter of a mixer: (u, D) -> h ∗ u + D · u, in u's dtype."""
 
 
 class HyenaMixer(Mixer):
     """y = W_o( x2 · (h ∗ (x1·v) + D·(x1·v)) ), (x2, x1, v) = FIR(W_in x) (Poli et al. 2023; StripedHyena)."""
 
-    def __init__(self, config: HyenaConfig, channels: int) -> None:
+    def __init__(self, config: HyenaConfig, channels: int, precision: Precision = "exact") -> None:
         super().__init__()
         self.config = config
-        self.projection = Linear(channels, 3 * channels, bias=config.projection_bias)
+        projection = FP8Linear if config.fp8_projection else Linear
+        self.projection = projection(channels, 3 * channels, bias=config.projection_bias)
         self.short_taps = nn.Parameter(torch.empty(3 * channels, config.short_taps))
         self.short_bias = nn.Parameter(torch.empty(3 * channels)) if config.short_bias else None
         self.filter = build_filter(config.filter, channels)
         self.skip = nn.Parameter(torch.empty(channels)) if config.skip else None
         self.output = Linear(channels, channels, bias=config.output_bias)
+        self._fir_gate = fir_gate_stepwise if precision == "upstream" else fir_gate
+        self._with_skip = _skip_rule(config.filter, precision)
 
     def forward(self, x: Hidden) -> Hidden:
-        x2, u = fir_gate(project(x, self.projection), self.short_taps, self.short_bias)
-        return unproject(x2 * self.filter.convolve(u, self.skip), self.output)
+        x2, u = self._fir_gate(project(x, self.projection), self.short_taps, self.short_bias)
+        return unproject(x2 * self._with_skip(self.filter.convolve, u, self.skip), self.output)
 
     def init_state(self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype) -> HyenaState:
         channels = self.short_taps.shape[0]
@@ -48,9 +60,13 @@ class HyenaMixer(Mixer):
     def extend(self, x: Hidden, state: State, lengths: Tensor | None = None) -> Hidden:
         assert isinstance(state, HyenaState)
         z = project(x, self.projection)
-        x2, u = fir_gate(z, self.short_taps, self.short_bias, state.short.tail)
+        x2, u = self._fir_gate(z, self.short_taps, self.short_bias, state.short.tail)
         state.short.tail = next_tail(z, state.short.tail, lengths)
-        return unproject(x2 * self.filter.extend(u, self.skip, state.long, lengths), self.output)
+
+        def convolve(u: Hidden, skip: Tensor | None) -> Hidden:
+            return self.filter.extend(u, skip, state.long, lengths)
+
+        return unproject(x2 * self._with_skip(convolve, u, self.skip), self.output)
 
 
 def build_filter(config: FilterConfig, channels: int) -> Filter:
@@ -64,8 +80,36 @@ def build_filter(config: FilterConfig, channels: int) -> Filter:
             return ModalFilter(config, channels)
 
 
+def _skip_rule(config: FilterConfig, precision: Precision) -> Callable[[Convolve, Hidden, Tensor | None], Hidden]:
+    """How the D term is rounded; see ``ModelConfig.precision``."""
+    if precision == "exact":
+        return _skip_by_filter
+    match config:
+        case ExplicitFilterConfig() | ImplicitFilterConfig():
+            return _skip_in_float32
+        case ComplexModalFilterConfig() | RealModalFilterConfig():
+            return _skip_stepwise
+
+
+def _skip_by_filter(convolve: Convolve, u: Hidden, skip: Tensor | None) -> Hidden:
+    return convolve(u, skip)
+
+
+def _skip_in_float32(convolve: Convolve, u: Hidden, skip: Tensor | None) -> Hidden:
+    return convolve(u.to(compute_dtype(u.dtype)), skip).to(u.dtype)
+
+
+def _skip_stepwise(convolve: Convolve, u: Hidden, skip: Tensor | None) -> Hidden:
+    """The convolution, D · u and their sum, each rounded to u's dtype; from float32 upwards as the filter likes it."""
+    if skip is None or compute_dtype(u.dtype) == u.dtype:
+        return convolve(u, skip)
+    return convolve(u, None) + skip.to(u.dtype) * u
+
+
 def project(x: Hidden, linear: nn.Linear) -> Float[Tensor, "b l c"]:
     """W x + bias, laid out with time contiguous: the matrix product transposes for free what a copy would."""
+    if isinstance(linear, FP8Linear):
+        return linear(x)
     b, l, _ = x.shape
     flat = x.reshape(b * l, -1).t()
     z = torch.mm(linear.weight, flat) if linear.bias is None else torch.addmm(linear.bias[:, None], linear.weight, flat)

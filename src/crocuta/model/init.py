@@ -19,6 +19,7 @@ from torch import nn
 
 from crocuta.model.attention import AttentionMixer, Rope
 from crocuta.model.filters import ExplicitFilter, ImplicitFilter, ModalFilter
+from crocuta.model.fp8 import FP8Linear
 from crocuta.model.hyena import HyenaMixer
 from crocuta.model.lm import Model
 from crocuta.model.mlp import GatedMLP, PlainMLP
@@ -57,6 +58,9 @@ def _initialise(module: nn.Module, depth: float, generator: torch.Generator) -> 
             module.output.weight.div_(depth)
         case GatedMLP() | PlainMLP():
             module.down.weight.div_(depth)
+        case FP8Linear():
+            module.input_scale.fill_(1)
+            module.weight_scale.fill_(1)
         case RMSNorm():
             module.scale.fill_(1)
         case LayerNorm():

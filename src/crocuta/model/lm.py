@@ -24,7 +24,8 @@ class Model(nn.Module):
     """Embedding, blocks, final norm and head; HyenaDNA, StripedHyena and Evo differ only in the configuration.
 
     ``forward`` of a sequence equals ``extend`` of its pieces. Logits are float32 (float64 for a float64 model),
-    from a float32 product, whatever the model's dtype. Build one with ``crocuta.model.build.build_model``.
+    from a float32 product, whatever the model's dtype, unless ``config.precision`` is "upstream". Build one with
+    ``crocuta.model.build.build_model``.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -33,9 +34,10 @@ class Model(nn.Module):
         self._fingerprint, self._limit = fingerprint(config), config.max_length
         self.checkpoint_activations = False
         """Recompute each block in the backward pass instead of keeping its activations."""
+        self._narrow_logits = config.precision == "upstream"
         self.embedding = Embedding(config.vocab_size, config.hidden_size)
-        self.blocks = nn.ModuleList(Block(block, config.hidden_size) for block in config.blocks)
-        self.norm = build_norm(config.norm, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(block, config.hidden_size, config.precision) for block in config.blocks)
+        self.norm = build_norm(config.norm, config.hidden_size, config.precision)
         self.head = None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, ids: TokenIds) -> Logits:
@@ -55,9 +57,9 @@ class Model(nn.Module):
         return self.norm(x) if layer is None else x
 
     def logits(self, hidden: Hidden) -> Logits:
-        """Logits of final hidden states, in float32 (or float64)."""
+        """Logits of final hidden states, in float32 (or float64); in the model's dtype in upstream precision."""
         weight = self.embedding.weight if self.head is None else self.head.weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
+        dtype = weight.dtype if self._narrow_logits else torch.promote_types(weight.dtype, torch.float32)
         return _linear(hidden.to(dtype), weight.to(dtype))
 
     def init_state(self, batch: int, max_length: int | None = None) -> ModelState:

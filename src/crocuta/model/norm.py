@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
-from crocuta.config import LayerNormConfig, NormConfig, RMSNormConfig
+from crocuta.config import LayerNormConfig, NormConfig, Precision, RMSNormConfig
 from crocuta.ops import norm as ops
 from crocuta.types import Hidden
 
@@ -13,13 +15,19 @@ from crocuta.types import Hidden
 class RMSNorm(nn.Module):
     """Root-mean-square norm over channels; where the eps stands is part of the configuration."""
 
-    def __init__(self, config: RMSNormConfig, channels: int) -> None:
+    def __init__(self, config: RMSNormConfig, channels: int, precision: Precision = "exact") -> None:
         super().__init__()
         self.config = config
         self.scale = nn.Parameter(torch.empty(channels))
+        stepwise = precision == "upstream" and not config.eps_inside_root
+        self._norm = (
+            ops.rms_norm_stepwise
+            if stepwise
+            else functools.partial(ops.rms_norm, eps_inside_root=config.eps_inside_root)
+        )
 
     def forward(self, x: Hidden) -> Hidden:
-        return ops.rms_norm(x, self.scale, self.config.eps, eps_inside_root=self.config.eps_inside_root)
+        return self._norm(x, self.scale, self.config.eps)
 
 
 class LayerNorm(nn.Module):
@@ -35,10 +43,10 @@ class LayerNorm(nn.Module):
         return ops.layer_norm(x, self.scale, self.bias, self.eps)
 
 
-def build_norm(config: NormConfig, channels: int) -> RMSNorm | LayerNorm:
+def build_norm(config: NormConfig, channels: int, precision: Precision) -> RMSNorm | LayerNorm:
     """The norm module of a configuration."""
     match config:
         case RMSNormConfig():
-            return RMSNorm(config, channels)
+            return RMSNorm(config, channels, precision)
         case LayerNormConfig():
             return LayerNorm(config, channels)

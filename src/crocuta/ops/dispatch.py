@@ -17,6 +17,12 @@ class Case:
     """New tokens of the call."""
     taps: int = 0
     """Length of the kernel that reaches them."""
+    sizes: tuple[int, ...] = ()
+    """Sides of the matrix that multiplies them."""
+    capability: tuple[int, int] | None = None
+    """CUDA compute capability of an NVIDIA device; None on every other device."""
+    float64: bool = False
+    """Whether sums are due in float64."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,16 @@ def _when(holds: Callable[[Case], bool], reason: str) -> Callable[[Case], str | 
     return lambda case: None if holds(case) else reason
 
 
+def _rejects_scaled_mm(case: Case) -> str | None:
+    if case.capability is None:
+        return "not on an NVIDIA device"
+    if case.capability < (8, 9):
+        return f"compute capability {case.capability[0]}.{case.capability[1]} is below 8.9"
+    if any(size % 16 for size in case.sizes):
+        return f"sides {case.sizes} are not multiples of 16"
+    return "adds up in float32, not in float64" if case.float64 else None
+
+
 # Limits measured on two CPU cores, see docs/decisions.md.
 TABLE: dict[str, tuple[Kernel, ...]] = {
     "modal": (
@@ -49,6 +65,7 @@ TABLE: dict[str, tuple[Kernel, ...]] = {
         Kernel("direct", _when(lambda c: c.length <= 4, "more than 4 tokens: a transform is faster")),
         Kernel("fft", _never),
     ),
+    "fp8_linear": (Kernel("scaled_mm", _rejects_scaled_mm), Kernel("dequantised", _never)),
 }
 
 

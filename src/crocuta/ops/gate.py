@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crocuta.ops.blocks import channels_first, compute_dtype, full_precision
-from crocuta.ops.fir import apply_taps, apply_taps_adjoint
+from crocuta.ops.fir import apply_taps, apply_taps_adjoint, fir
 
 
 def fir_gate(
@@ -26,6 +26,25 @@ def fir_gate(
     offset = None if bias is None else bias.to(dtype)
     x2, u = _FIRGate.apply(channels_first(z, dtype), taps.to(dtype), offset, past)
     return x2.permute(1, 2, 0).to(z.dtype), u.permute(1, 2, 0).to(z.dtype)
+
+
+def fir_gate_stepwise(
+    z: Float[Tensor, "b l c"],
+    taps: Float[Tensor, "c k"],
+    bias: Float[Tensor, " c"] | None = None,
+    tail: Float[Tensor, "b t c"] | None = None,
+) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
+    """``fir_gate`` with the filter, the bias and the gate each rounded to z's dtype, as in StripedHyena 1 and 2.
+
+    The filter accumulates in float32. For float32 and float64 this is ``fir_gate``, to the bit.
+    """
+    if compute_dtype(z.dtype) == z.dtype:
+        return fir_gate(z, taps, bias, tail)
+    filtered = fir(z, taps, None, tail)
+    if bias is not None:
+        filtered = filtered + bias.to(z.dtype)
+    x2, x1, v = filtered.chunk(3, dim=-1)
+    return x2, x1 * v
 
 
 class _FIRGate(torch.autograd.Function):

@@ -21,6 +21,17 @@ def rms_norm(
     return _RMSNorm.apply(x.to(dtype), scale.to(dtype), eps, eps_inside_root).to(x.dtype)
 
 
+def rms_norm_stepwise(x: Float[Tensor, "*b d"], scale: Float[Tensor, " d"], eps: float) -> Float[Tensor, "*b d"]:
+    """scale · (x / (‖x‖₂ · d^-1/2 + eps)) with every step rounded to x's dtype, as Evo and Evo 2 compute it.
+
+    The sum of squares alone is in float32. For float32 and float64 this is ``rms_norm``, to the bit.
+    """
+    if compute_dtype(x.dtype) == x.dtype:
+        return rms_norm(x, scale, eps, eps_inside_root=False)
+    rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
+    return scale.to(x.dtype) * (x / (rms + eps))
+
+
 def layer_norm(
     x: Float[Tensor, "*b d"], scale: Float[Tensor, " d"], bias: Float[Tensor, " d"], eps: float
 ) -> Float[Tensor, "*b d"]:

@@ -8,9 +8,11 @@ from torch import Tensor
 
 
 def inverse_frequencies(head_size: int, base: float) -> Float[Tensor, " c"]:
-    """base^(-2i / head_size), i = 0 .. head_size/2 - 1, float32 of a float64 computation."""
-    exponents = torch.arange(0, head_size, 2, dtype=torch.float64) / head_size
-    return (base**-exponents).float()
+    """base^(-2i / head_size), i = 0 .. head_size/2 - 1, as 1 / base^(...) in float32.
+
+    In the steps of the published code, to its last bit: far into a text a rounding becomes a visible angle.
+    """
+    return 1 / base ** (torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
 
 
 def rotation(

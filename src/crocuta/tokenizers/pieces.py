@@ -76,6 +76,11 @@ class PiecesTokenizer(Tokenizer):
         return cls(_read_definition(Path(path)), eos=eos, bos=bos, pad=pad)
 
     @property
+    def definition(self) -> str:
+        """The text of the tokenizer.json."""
+        return self._text
+
+    @property
     def num_ids(self) -> int:
         return self.vocab_size
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crocuta.checkpoints.strict import strict_json
-from crocuta.errors import ConfigError, InputError, MissingExtraError
+from crocuta.checkpoints.strict import strict_json, strict_yaml
+from crocuta.errors import ConfigError, InputError
 from crocuta.schema import decode, replace_path
 from crocuta.training.config import TrainConfig
-
-_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
 def read_train_config(path: str | Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -64,30 +61,8 @@ def _read_json(path: Path, text: str) -> Any:
 
 def _read_yaml(path: Path, text: str) -> Any:
     try:
-        import yaml
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{path} needs PyYAML", fix="pip install 'crocuta[yaml]', or write it as JSON"
-        ) from error
-
-    class Loader(yaml.SafeLoader):
-        """YAML 1.1 but for two traps: 3e-3 is a number, and a key that stands twice is an error."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [key.value for key, _ in node.value]
-            for key in keys:
-                if keys.count(key) > 1:
-                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", node.start_mark)
-            return super().construct_mapping(node, deep)
-
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
-    try:
-        loader = Loader(text)
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
-    except (yaml.YAMLError, RecursionError) as error:
+        return strict_yaml(text)
+    except ValueError as error:
         raise ConfigError(f"{path} is not YAML", given=error) from error
 
 

@@ -1,0 +1,334 @@
+"""HyenaDNA as published: a Lightning ``weights.ckpt`` with its ``config.json``, or the Hugging Face port.
+
+Both hold the same tensors under different prefixes. Facts of the format: HazyResearch/hyena-dna
+(``standalone_hyenadna.py``, ``src/models/sequence/long_conv_lm.py``), LongSafari/hyenadna-*-hf (``modeling_hyena.py``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from crocuta.checkpoints.files import TensorInfo
+from crocuta.checkpoints.format import Contents, Format, ReadOptions, TensorSource
+from crocuta.checkpoints.keymap import Entry, Flip, KeyMap, Layout, Squeeze
+from crocuta.checkpoints.settings import MAX_LAYERS, Settings, peek_settings, read_settings
+from crocuta.checkpoints.sources import INDEX, SAFETENSORS, TorchSource, open_hugging_face, state_dict_of
+from crocuta.checkpoints.torch_file import open_torch
+from crocuta.config import (
+    BlockConfig,
+    HyenaConfig,
+    ImplicitFilterConfig,
+    LayerNormConfig,
+    ModelConfig,
+    PlainMLPConfig,
+)
+from crocuta.errors import ConfigError, WeightsFormatError
+from crocuta.model.filters import positional_features, window_rates
+from crocuta.tokenizers.base import Tokenizer
+from crocuta.tokenizers.dna import DNATokenizer
+
+WINDOW_SHIFT: Final = 0.05
+"""Of the standalone file and the port; the training repository says 0, and published it with neither."""
+
+_TOP: Final = {
+    "embedding.weight": "backbone.embeddings.word_embeddings.weight",
+    "norm.scale": "backbone.ln_f.weight",
+    "norm.bias": "backbone.ln_f.bias",
+}
+_BLOCK: Final = {
+    "pre_norm.scale": "norm1.weight",
+    "pre_norm.bias": "norm1.bias",
+    "post_norm.scale": "norm2.weight",
+    "post_norm.bias": "norm2.bias",
+    "mlp.up.weight": "mlp.fc1.weight",
+    "mlp.up.bias": "mlp.fc1.bias",
+    "mlp.down.weight": "mlp.fc2.weight",
+    "mlp.down.bias": "mlp.fc2.bias",
+    "mixer.projection.weight": "mixer.in_proj.weight",
+    "mixer.projection.bias": "mixer.in_proj.bias",
+    "mixer.output.weight": "mixer.out_proj.weight",
+    "mixer.output.bias": "mixer.out_proj.bias",
+    "mixer.short_taps": "mixer.short_filter.weight",
+    "mixer.short_bias": "mixer.short_filter.bias",
+    "mixer.skip": "mixer.filter_fn.bias",
+    "mixer.filter.frequency": "mixer.filter_fn.implicit_filter.1.freq",
+}
+_LAYOUTS: Final[Mapping[str, tuple[Layout, ...]]] = {
+    "mixer.short_taps": (Squeeze(1), Flip()),
+    "mixer.filter.frequency": (Squeeze(0),),
+    "mixer.filter.features": (Squeeze(0),),
+}
+_EXPLAINED: Final = {
+    r".*(word_embeddings|lm_head)\.weight": "vocab_size, pad_vocab_size_multiple, d_model, tie_word_embeddings",
+    r".*mlp\..*": "d_inner",
+    r".*(norm\d|in_proj|out_proj)\..*": "d_model, n_layer",
+    r".*short_filter\..*": "local_order (short_filter_order)",
+    r".*implicit_filter\..*": "filter_order, emb_dim, num_inner_mlps",
+    r".*pos_emb\..*": "l_max (max_seq_len), emb_dim",
+}
+_JUNK: Final = (
+    r"(?!.*backbone\.|.*lm_head\.).*(metric|loss|acc|torchmetrics|perplexity|num_tokens).*",  # of the trainer
+    r".*\.pos_emb\.t",
+    r".*\.modulation\.deltas",
+)
+
+
+def key_map(config: ModelConfig, prefix: str) -> KeyMap:
+    """Where each tensor of the model of ``config`` is; names without the infix of checkpointed layers."""
+    entries = [Entry(ours, prefix + theirs) for ours, theirs in _TOP.items()]
+    copies, junk = {}, list(_JUNK)
+    head = "lm_head.weight" if prefix == "hyena." else f"{prefix}lm_head.weight"
+    if config.tie_embeddings:
+        copies[head] = prefix + _TOP["embedding.weight"]
+    else:
+        entries.append(Entry("head.weight", head))
+    for index, block in enumerate(config.blocks):
+        start = f"{prefix}backbone.layers.{index}."
+        names = _BLOCK | _filter_names(_implicit(block))
+        for ours, theirs in names.items():
+            entries.append(Entry(f"blocks.{index}.{ours}", start + theirs, _LAYOUTS.get(ours, ())))
+        if not _implicit(block).train_features:  # then those of the file are those of the formula
+            junk.append(re.escape(f"{start}mixer.filter_fn.pos_emb.z"))
+        for layer in range(1, _implicit(block).inner_layers + 1):
+            copies[f"{start}mixer.filter_fn.implicit_filter.{2 * layer + 1}.freq"] = (
+                start + names["mixer.filter.frequency"]
+            )
+    return KeyMap(tuple(entries), copies, tuple(junk), _EXPLAINED)
+
+
+def _implicit(block: BlockConfig) -> ImplicitFilterConfig:
+    assert isinstance(block.mixer, HyenaConfig)
+    assert isinstance(block.mixer.filter, ImplicitFilterConfig)
+    return block.mixer.filter
+
+
+def _filter_names(config: ImplicitFilterConfig) -> dict[str, str]:
+    names = {}
+    for layer in range(config.inner_layers + 1):
+        for part in ("weight", "bias"):
+            names[f"mixer.filter.layers.{layer}.{part}"] = f"mixer.filter_fn.implicit_filter.{2 * layer}.{part}"
+    last = 2 * (config.inner_layers + 1)
+    names["mixer.filter.output.weight"] = f"mixer.filter_fn.implicit_filter.{last}.weight"
+    if config.train_features:
+        names["mixer.filter.features"] = "mixer.filter_fn.pos_emb.z"
+    return names
+
+
+class _Plain:
+    """The tensors under names without ".layer.", and the shared frequency under its first name, whatever is stored."""
+
+    def __init__(self, source: TensorSource):
+        self._source = source
+        self._names: dict[str, str] = {}
+        for name in source.infos:
+            plain = re.sub(r"\.(mixer|mlp)\.layer\.", r".\1.", name)
+            if plain in self._names:
+                raise WeightsFormatError(f"the weights hold both {self._names[plain]} and {name}")
+            self._names[plain] = name
+        for name in list(self._names):
+            stored = re.fullmatch(r"(.*\.implicit_filter)\.(\d+)\.freq", name)
+            if stored and stored[2] != "1" and f"{stored[1]}.1.freq" not in self._names:
+                self._names[f"{stored[1]}.1.freq"] = self._names.pop(name)
+        self.infos: Mapping[str, TensorInfo] = {plain: source.infos[name] for plain, name in self._names.items()}
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        return self._source.read(self._names[name], rows)
+
+    def close(self) -> None:
+        self._source.close()
+
+
+# --- configuration ---------------------------------------------------------------------------------------------
+
+
+def original_config(settings: Settings) -> ModelConfig:
+    """The model of a config.json of the training repository."""
+    layer = settings.section("layer")
+    layer.refuse("_name_", "hyena", "only Hyena layers are known")
+    layer.refuse("modulate", True, "every published model has the window")
+    layer.refuse("order", 2, "only order 2 was published")
+    for key in ("bidirectional", "linear_mixer", "normalized", "inner_factor"):
+        layer.refuse(key, {"inner_factor": 1}.get(key, False), "no published model has it")
+    return _config(
+        settings,
+        layer,
+        {
+            "max_length": "l_max",
+            "frequency": "w",
+            "short_taps": "short_filter_order" if layer.has("short_filter_order") else "local_order",
+            "features": "emb_dim",
+        },
+        tied=True,
+    )
+
+
+def port_config(settings: Settings) -> ModelConfig:
+    """The model of a config.json of the Hugging Face port."""
+    settings.refuse("hyena_order", 2, "only order 2 was published")
+    settings.refuse("use_bias", True, "only models with biases were published")
+    names = {
+        "max_length": "max_seq_len",
+        "frequency": "activation_freq",
+        "short_taps": "short_filter_order",
+        "features": "emb_dim",
+    }
+    return _config(settings, settings, names, tied=settings.flag("tie_word_embeddings", False))
+
+
+def _config(settings: Settings, layer: Settings, names: Mapping[str, str], *, tied: bool) -> ModelConfig:
+    width = settings.size("d_model")
+    multiple = settings.size("pad_vocab_size_multiple", 8)
+    norm = LayerNormConfig(eps=settings.number("layer_norm_epsilon", 1e-5))
+    try:
+        filter_ = ImplicitFilterConfig(
+            max_length=layer.size(names["max_length"]),
+            width=layer.size("filter_order", 64),
+            inner_layers=layer.size("num_inner_mlps", 2, most=100),
+            features=layer.size(names["features"], 3),
+            frequency=layer.number(names["frequency"], 1.0),
+            window_shift=layer.number("shift", WINDOW_SHIFT) if layer.values.get("shift") != 0 else 0.0,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{settings.path}: {error.what}", given=error.given, expected=error.expected) from error
+    mixer = HyenaConfig(
+        filter=filter_, short_taps=layer.size(names["short_taps"], 3), short_bias=True, projection_bias=True
+    )
+    block = BlockConfig(
+        mixer=mixer, mlp=PlainMLPConfig(intermediate_size=settings.size("d_inner", 4 * width)), norm=norm
+    )
+    return ModelConfig(
+        vocab_size=-(-settings.size("vocab_size") // multiple) * multiple,
+        hidden_size=width,
+        blocks=(block,) * settings.size("n_layer", most=MAX_LAYERS),
+        norm=norm,
+        tie_embeddings=tied,
+        embedding_dropout=_dropout(settings),
+    )
+
+
+def _dropout(settings: Settings) -> float:
+    """Of the embedding, while training."""
+    value = settings.values.get("embed_dropout", 0.1)
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise settings.error("embed_dropout", value, "0 <= dropout < 1")
+    return float(value)
+
+
+# --- what a file may hold beside the parameters ----------------------------------------------------------------
+
+
+def _with_stored_features(config: ModelConfig, prefix: str, source: TensorSource) -> ModelConfig:
+    """``config`` with features read from the file where they are not those that its formula gives.
+
+    The port trains them, and rounding differs between machines: those of a file are what its filters saw.
+    """
+    blocks = []
+    for index, block in enumerate(config.blocks):
+        name = f"{prefix}backbone.layers.{index}.mixer.filter_fn.pos_emb.z"
+        filter_ = _implicit(block)
+        if name in source.infos and not _is_formula(filter_, source, name):
+            assert isinstance(block.mixer, HyenaConfig)
+            filter_ = dataclasses.replace(filter_, train_features=True)
+            block = dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, filter=filter_))
+        blocks.append(block)
+    return dataclasses.replace(config, blocks=tuple(blocks))
+
+
+def _is_formula(config: ImplicitFilterConfig, source: TensorSource, name: str) -> bool:
+    if source.infos[name].shape != (1, config.max_length, config.features):
+        return False  # reported with all other misfits
+    stored = source.read(name)[0]
+    return torch.equal(positional_features(config, config.max_length, torch.empty(0)), stored)
+
+
+def _check_window(config: ModelConfig, prefix: str, source: TensorSource) -> None:
+    """WeightsFormatError where the stored rates of a window are not those of the configuration."""
+    for index, block in enumerate(config.blocks):
+        name = f"{prefix}backbone.layers.{index}.mixer.filter_fn.modulation.deltas"
+        if name in source.infos:
+            expected = window_rates(_implicit(block), config.hidden_size, torch.empty(0, dtype=torch.float64))
+            found = source.read(name).double().flatten().abs()
+            if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-4, atol=0):
+                raise WeightsFormatError(
+                    f"{name} holds other rates than the published window",
+                    given=found[:3].tolist(),
+                    expected=expected[:3].tolist(),
+                    fix="models with another window are not known",
+                )
+
+
+# --- the two layouts -------------------------------------------------------------------------------------------
+
+
+def _tokenizer(config: ModelConfig) -> Tokenizer | None:
+    return DNATokenizer(vocab_size=16) if config.vocab_size >= 16 else DNATokenizer(vocab_size=12)
+
+
+def _contents(config: ModelConfig, prefix: str, source: TensorSource) -> Contents:
+    source = _Plain(source)
+    _check_window(config, prefix, source)
+    config = _with_stored_features(config, prefix, source)
+    return Contents(config, source, _tokenizer(config), key_map(config, prefix))
+
+
+def _weights(folder: Path) -> Path | None:
+    if (folder / "weights.ckpt").is_file():
+        return folder / "weights.ckpt"
+    found = sorted(path for path in folder.glob("*.ckpt") if path.is_file())
+    return found[0] if len(found) == 1 else None
+
+
+def _detect_original(path: Path) -> bool:
+    values: Mapping[str, Any] = peek_settings(path / "config.json") if path.is_dir() else {}
+    return "d_model" in values and isinstance(values.get("layer"), dict) and _weights(path) is not None
+
+
+def _read_original(path: Path, _: ReadOptions) -> Contents:
+    weights = _weights(path)
+    assert weights is not None
+    config = original_config(read_settings(path / "config.json"))
+    file = open_torch(weights)
+    try:
+        source = TorchSource(file, state_dict_of(weights, file.tree, "state_dict"))
+        prefix = "model." if any(name.startswith("model.") for name in source.infos) else ""
+        return _contents(config, prefix, source)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _detect_port(path: Path) -> bool:
+    if not path.is_dir() or not any((path / name).is_file() for name in (SAFETENSORS, INDEX)):
+        return False
+    return peek_settings(path / "config.json").get("model_type") == "hyenadna"
+
+
+def _read_port(path: Path, _: ReadOptions) -> Contents:
+    config = port_config(read_settings(path / "config.json"))
+    source = open_hugging_face(path)
+    try:
+        return _contents(config, "hyena.", source)
+    except BaseException:
+        source.close()
+        raise
+
+
+LIGHTNING: Final = Format(
+    name="hyenadna-ckpt",
+    looks_for="a config.json with d_model and layer, beside one .ckpt file",
+    detect=_detect_original,
+    read=_read_original,
+)
+HUGGING_FACE: Final = Format(
+    name="hyenadna-hf",
+    looks_for=f'a config.json with "model_type": "hyenadna", beside {SAFETENSORS} or its index',
+    detect=_detect_port,
+    read=_read_port,
+)
