@@ -64,6 +64,9 @@ _EXPLAINED: Final = {
     r".*out_filter_dense\..*": "hidden_size, hyena_out_proj_bias, attn_layer_idxs",
     r".*projections\..*": "hidden_size, qkv_proj_bias, attn_layer_idxs",
     r".*short_filter.*": "short_filter_length, short_filter_bias",
+    r".*rotary_emb.*": "attn_layer_idxs, num_attention_heads",
+    r".*filter\.D": "hcm_layer_idxs, hcl_layer_idxs, hidden_size",
+    r"norm\.scale": "hidden_size",
     r".*filter\.h": "hcs_layer_idxs, hcs_filter_length, hcs_filter_groups, hcm_filter_length, hcm_filter_groups",
     r".*(log_poles|residues)": "hcl_layer_idxs, state_size",
     r".*mlp\.l\d.*": "inner_mlp_size, inner_size_multiple_of",
@@ -115,7 +118,7 @@ def key_map(config: ModelConfig, layout: Layout2, padded: int | None = None) -> 
     for index, block in enumerate(config.blocks):
         for ours, theirs in (_BLOCK | _mixer_names(block)).items():
             layouts = _layouts(ours, block, layout, config.hidden_size, padded)
-            wide = ours == "mixer.filter.weight"
+            wide = ours in ("mixer.filter.weight", "mixer.rope.inverse")
             entries.append(Entry(f"blocks.{index}.{ours}", f"blocks.{index}.{theirs}", layouts, wide))
     return KeyMap(tuple(entries), copies, _JUNK, _EXPLAINED)
 

@@ -133,6 +133,15 @@ class TensorFile:
         return spans, {name: info for name, (info, _) in entries.items()}, metadata
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite; in one pass without a temporary, as NaN outlives minimum and maximum."""
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return True
+    if tensor.element_size() == 1:  # torch has no comparison of float8
+        tensor = tensor.float()
+    return all(math.isfinite(bound) for bound in tensor.aminmax())
+
+
 def open_tensors(path: Path) -> TensorFile:
     """Open a safetensors file for reading tensor by tensor. Raises WeightsFormatError."""
     return TensorFile(path)

@@ -68,6 +68,7 @@ _LAYOUTS: Final[Mapping[str, tuple[Layout, ...]]] = {
 _EXPLAINED: Final = {
     r".*(word_embeddings|lm_head)\.weight": "vocab_size, pad_vocab_size_multiple, d_model, tie_word_embeddings",
     r".*mlp\..*": "d_inner",
+    r".*ln_f\..*|.*filter_fn\.bias": "d_model",
     r".*(norm\d|in_proj|out_proj)\..*": "d_model, n_layer",
     r".*short_filter\..*": "local_order (short_filter_order)",
     r".*implicit_filter\..*": "filter_order, emb_dim, num_inner_mlps",

@@ -106,7 +106,7 @@ class Padded:
 
 def _swap(tensor: Tensor, outer: int, inner: int) -> Tensor:
     shape = tensor.shape
-    return tensor.reshape(outer, inner, -1, *shape[1:]).transpose(0, 1).reshape(shape)
+    return tensor.reshape(outer, inner, -1, *shape[1:]).transpose(0, 1).flatten(0, 2)
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,13 @@ class Entry:
     wide: bool = False
 
     def load(self, tensor: Tensor) -> Tensor:
+        """Ours, maybe a view with strides of its own."""
         for layout in self.layouts:
             tensor = layout.load(tensor)
-        return tensor.contiguous()
+        return tensor
 
     def store(self, tensor: Tensor) -> Tensor:
+        """Theirs, contiguous."""
         for layout in reversed(self.layouts):
             tensor = layout.store(tensor)
         return tensor.contiguous()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from crocuta.checkpoints import evo2, hyenadna, savanna, stripedhyena
-from crocuta.checkpoints.files import TensorInfo
+from crocuta.checkpoints.files import TensorInfo, all_finite
 from crocuta.checkpoints.format import Contents, Format, ReadOptions, TensorSource
 from crocuta.checkpoints.hub import looks_like_hub_name, resolve
 from crocuta.checkpoints.keymap import SHOWN, Entry, KeyMap
@@ -21,6 +21,7 @@ from crocuta.config import ModelConfig
 from crocuta.errors import ConfigError, CrocutaWarning, InputError, WeightsFormatError
 from crocuta.model.build import build_model
 from crocuta.model.filters import ModalFilter
+from crocuta.model.linear import Embedding, Linear
 from crocuta.model.lm import Model
 from crocuta.tokenizers.base import Tokenizer
 
@@ -56,8 +57,8 @@ def load(
     Takes the memory of one model and one tensor.
 
     Args:
-        dtype: None keeps every weight as it was stored, bit for bit; another casts all that may be cast (filters
-            stay in float32).
+        dtype: None keeps every weight as it was stored, bit for bit, except that all matrices get the embedding's
+            dtype; another casts all that may be cast (filters stay in float32).
         fp8: "auto" computes projections that were trained through E4M3 as they were trained, and refuses a
             checkpoint without their scales; "off" computes them in the model's dtype and marks the model unverified.
         precision: "upstream" rounds where the published code rounds, see ``ModelConfig.precision``.
@@ -140,17 +141,17 @@ def _fill(
     model = _build(path, dataclasses.replace(config, precision=precision) if precision != "exact" else config)
     # A parameter that stays wide in a bfloat16 model may not be narrow in a file either.
     floors = _infos(model.to(torch.bfloat16))
-    targets = floors if dtype is None else _infos(model.to(dtype))
+    targets = {} if dtype is None else {name: info.dtype for name, info in _infos(model.to(dtype)).items()}
     key_map = contents.key_map or KeyMap(tuple(Entry(name, name) for name in floors))
     key_map.check(path, tensors.infos, floors)
+    if dtype is None:
+        targets = _common_dtypes(model, key_map, tensors)
     entries = {entry.theirs: entry for entry in key_map.entries}
     filled: dict[str, Tensor] = {}
     for name in tensors.infos:
         if name in entries:
             ours = entries[name].ours
-            values = _read(
-                path, tensors, entries[name], floors[ours].dtype, None if dtype is None else targets[ours].dtype
-            )
+            values = _read(path, tensors, entries[name], floors[ours].dtype, targets.get(ours))
             filled[ours] = values.to(device)
     for copy, original in key_map.copies.items():
         if copy in tensors.infos and not torch.equal(tensors.read(copy), tensors.read(original)):
@@ -174,18 +175,35 @@ def _infos(model: Model) -> dict[str, TensorInfo]:
     return {name: TensorInfo(t.dtype, tuple(t.shape)) for name, t in model.state_dict().items()}
 
 
+def _common_dtypes(model: Model, key_map: KeyMap, tensors: TensorSource) -> dict[str, torch.dtype]:
+    """The embedding's dtype for every matrix: in a product both sides must have one dtype.
+
+    Published files keep some matrices wider than the rest (evo2_20b); those of FP8 projections are rounded from what is
+    stored, and may.
+    """
+    stored = {entry.ours: tensors.infos[entry.theirs].dtype for entry in key_map.entries}
+    plain = {
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        if isinstance(module, Linear | Embedding) and ".filter." not in f".{name}."
+        for key, _ in module.named_parameters(recurse=False)
+    }
+    return {name: stored["embedding.weight"] for name in plain & stored.keys()}
+
+
 def _read(path: Path, tensors: TensorSource, entry: Entry, floor: torch.dtype, dtype: torch.dtype | None) -> Tensor:
     values = tensors.read(entry.theirs)
-    if not bool(torch.isfinite(values).all()):
+    if not all_finite(values):
         raise WeightsFormatError(f"{entry.theirs} of {path} has NaN or infinite values", expected="finite weights")
-    values = entry.load(values)
     if dtype is None:
-        return values.to(torch.promote_types(values.dtype, floor)) if entry.wide else values
-    cast = values.to(dtype)
-    if not bool(torch.isfinite(cast).all()):
+        dtype = torch.promote_types(values.dtype, floor) if entry.wide else values.dtype
+    narrower = values.is_floating_point() and torch.finfo(dtype).max < torch.finfo(values.dtype).max
+    # Moving and casting in one step: the values exist twice, and never three times.
+    values = entry.load(values).to(dtype).contiguous()
+    if narrower and not all_finite(values):
         fix = "load it in a wider dtype"
         raise WeightsFormatError(f"{entry.theirs} of {path} overflows", given=dtype, expected="finite weights", fix=fix)
-    return cast
+    return values
 
 
 def _check_poles(path: Path, model: Model, unstable: Literal["warn", "refuse"]) -> None:

@@ -13,11 +13,9 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from crocuta.checkpoints import commit
 from crocuta.checkpoints.commit import MANIFEST
-from crocuta.checkpoints.files import open_tensors, write_tensors
+from crocuta.checkpoints.files import all_finite, open_tensors, write_tensors
 from crocuta.checkpoints.format import Contents, Format
 from crocuta.checkpoints.strict import read_small, strict_json
 from crocuta.config import ModelConfig
@@ -57,7 +55,7 @@ def save(model: Model, tokenizer: Tokenizer | None, path: str | Path) -> None:
     check_vocabulary(model.config, tokenizer, folder)
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise NonFiniteError(f"{name} has NaN or infinite values", fix=f"nothing was saved to {folder}")
     text = json.dumps({**_HEADER, **model.config.to_json()}, indent=2) + "\n"
     commit.make_folders(folder)

@@ -70,6 +70,8 @@ _EXPLAINED: Final = {
     r".*out_proj.*": "attn_layer_idxs, mha_out_proj_bias",
     r".*(projections|out_filter_dense)\..*": "hidden_size, attn_layer_idxs",
     r".*short_filter.*": "short_filter_length, short_filter_bias",
+    r".*filter\.D": "attn_layer_idxs, hidden_size",
+    r"(.*\.)?norm\.scale": "hidden_size",
     r".*(poles|residues)": "state_size, hyena_filter_groups",
     r".*mlp\.l\d.*": "inner_mlp_size, inner_size_multiple_of",
     r".*_norm\.scale": "num_layers",

@@ -1,0 +1,152 @@
+"""Sound checkpoints of each format, as the fuzzing starts from, and what is done with their changed copies."""
+
+import argparse
+import collections
+import io
+import json
+import pickle
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import crocuta
+from crocuta.checkpoints.torch_file import open_torch, parse_torch_bytes, tensor_refs
+from crocuta.tokenizers.bytes import ByteTokenizer
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
+
+@dataclass(frozen=True)
+class Target:
+    """``seed`` makes the files of a checkpoint, by name; ``use`` reads the folder they are in as a user would.
+
+    Those of a ``sealed`` one have checksums, so that no change may go unnoticed.
+    """
+
+    seed: Callable[[], dict[str, bytes]]
+    use: Callable[[Path], object]
+    sealed: bool = False
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All files of a folder but the expected results."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("expected"))
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def golden(name: str) -> Callable[[], dict[str, bytes]]:
+    return lambda: files_of(GOLDEN / name)
+
+
+def native() -> dict[str, bytes]:
+    """A tiny model as ``crocuta.save`` writes it."""
+    torch.manual_seed(0)
+    model = crocuta.build_model(crocuta.preset("tiny-evo2"))
+    with tempfile.TemporaryDirectory() as folder:
+        crocuta.save(model, ByteTokenizer(), Path(folder) / "m")
+        return files_of(Path(folder) / "m")
+
+
+def pickled(value: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def recipe() -> dict[str, object]:
+    """As Transformer Engine keeps beside a projection."""
+    scales = {
+        "scale_fwd": torch.ones(3),
+        "amax_history_fwd": torch.rand(16, 3),
+        "weights": torch.rand(4).to(torch.float8_e4m3fn),
+    }
+    return {**scales, "extra_fp8_variables": {"num_gemms": 1, "fp8_max": 448.0}, "none": None}
+
+
+def training() -> dict[str, bytes]:
+    """A training checkpoint with every kind of value beside its weights."""
+    torch.manual_seed(0)
+    base = torch.rand(6, 5, 4)
+    value = {
+        "state_dict": collections.OrderedDict(
+            w=base, t=base.transpose(0, 2), row=base[1], half=base.bfloat16(), flags=base > 0.5
+        ),
+        "parameter": torch.nn.Parameter(torch.rand(3)),
+        "wide": torch.zeros(4, dtype=torch.uint16),
+        "_extra_state": io.BytesIO(pickled(recipe())),
+        "hyper_parameters": argparse.Namespace(lr=0.1),
+        "numbers": [
+            1,
+            2**40,
+            2**70,
+            -1.5,
+            True,
+            None,
+            "text",
+            b"bytes",
+            (1, (2,)),
+            {3},
+            frozenset({4}),
+            torch.Size([2]),
+            1j,
+        ],
+        "numpy": [np.arange(6.0).reshape(2, 3), np.float32(3), np.array(["x"])],
+        "counts": collections.defaultdict(int, a=1),
+        "dtype": torch.float16,
+    }
+    return {"model.ckpt": pickled(value)}
+
+
+def blob(protocol: int) -> Callable[[], dict[str, bytes]]:
+    return lambda: {"state.pickle": pickle.dumps(recipe(), protocol)}
+
+
+# --- what is done with them ---
+
+
+def load(folder: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        crocuta.load(folder)
+
+
+def read_torch(folder: Path) -> None:
+    with open_torch(folder / "model.ckpt") as file:
+        for ref in tensor_refs(file.tree):
+            file.read(ref)
+        state = file.tree.get("_extra_state") if isinstance(file.tree, dict) else None
+        if isinstance(state, bytes):
+            parse_torch_bytes(state)
+
+
+def read_blob(folder: Path) -> None:
+    parse_torch_bytes((folder / "state.pickle").read_bytes())
+
+
+def read_carelessly(folder: Path) -> None:
+    """A reader that trusts a safetensors header: the control, in which faults must be found."""
+    data = (folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    for entry in json.loads(data[8 : 8 + length]).values():
+        if "shape" in entry:
+            torch.zeros(entry["shape"])
+
+
+TARGETS: dict[str, Target] = {
+    "native": Target(native, load, sealed=True),
+    "native-unsealed": Target(lambda: {name: data for name, data in native().items() if name != "manifest.json"}, load),
+    "stripedhyena": Target(golden("stripedhyena-tiny-standalone"), load),
+    "evo1": Target(golden("evo1-131k-tiny-hf"), load),
+    "evo2": Target(golden("evo2-8k-tiny"), load),
+    "hyenadna-ckpt": Target(golden("hyenadna-tiny-ckpt"), load),
+    "hyenadna-hf": Target(golden("hyenadna-tiny-hf"), load),
+    "torch": Target(training, read_torch),
+    "blob": Target(blob(2), read_blob),
+    "blob4": Target(blob(4), read_blob),
+}
+CONTROL = Target(golden("hyenadna-tiny-hf"), read_carelessly)
