@@ -311,3 +311,4 @@ def test_the_tokenizer_is_the_bytes_of_evo(tmp_path):
     assert tokenizer is not None
     assert tokenizer.encode("ACGT").tolist() == [65, 67, 71, 84]
     assert read_config(EVO2)["vocab_size"] == tokenizer.vocab_size == 512
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 0, 1)

@@ -6,7 +6,8 @@ from published_folders import GOLDEN, LIGHTNING, PORT, expected, rewrite, settin
 
 from crocuta.checkpoints.load import load
 from crocuta.config import HyenaConfig, ImplicitFilterConfig
-from crocuta.errors import ConfigError, WeightsFormatError
+from crocuta.errors import ConfigError, TokenizerError, WeightsFormatError
+from crocuta.inference.embed import embed
 from crocuta.tokenizers.dna import DNATokenizer
 
 NAMES = (LIGHTNING, PORT)
@@ -117,6 +118,19 @@ def test_the_tokenizer_has_the_published_ids(name):
     assert isinstance(tokenizer, DNATokenizer)
     assert tokenizer.encode("ACGTN").tolist() == [7, 8, 9, 10, 11]
     assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id) == (16, 1, 4)
+    assert tokenizer.prefix_ids == ((0,) if name == LIGHTNING else ())
+    assert tokenizer.suffix_ids == (1,)
+
+
+@pytest.mark.parametrize(("name", "ids"), [(LIGHTNING, [0, 7, 8, 9, 1]), (PORT, [7, 8, 9, 1])])
+def test_embeddings_with_the_special_tokens_of_the_publisher(name, ids):
+    model, tokenizer = load(GOLDEN / name)
+    (found,) = embed(model, tokenizer, ["ACG"], pooling="none", special_tokens=True)
+    (expected_,) = embed(model, None, [ids], pooling="none")
+    assert (found == expected_).all()
+    assert len(embed(model, tokenizer, ["ACG"], pooling="none")[0]) == 3
+    with pytest.raises(TokenizerError, match="puts no special tokens"):
+        embed(model, DNATokenizer(), ["ACG"], special_tokens=True)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ Each case is made from its number and its format alone, so a failing one is foun
 * running code or starting a process, as an audit hook sees it,
 * being read without an error although the format has checksums of everything.
 
-``--seeds FOLDER`` starts from another checkpoint of the format. The result is printed as JSON, and the exit status is 1 if there are failures.
+``--seeds FOLDER`` starts from another checkpoint of the format.
+The result is printed as JSON, and the exit status is 1 if there are failures.
 """
 
 import argparse

@@ -4,9 +4,11 @@ import argparse
 import collections
 import io
 import json
+import os
 import pickle
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,12 +131,17 @@ def read_blob(folder: Path) -> None:
 
 
 def read_carelessly(folder: Path) -> None:
-    """A reader that trusts a safetensors header: the control, in which faults must be found."""
+    """A reader that trusts a safetensors header, runs programs and dies: the control, whose faults must be found."""
     data = (folder / "model.safetensors").read_bytes()
+    match zlib.crc32(data) % 65:
+        case 0:
+            os.abort()
+        case 1 | 2 | 3 | 4:
+            os.system("true")
     length = int.from_bytes(data[:8], "little")
     for entry in json.loads(data[8 : 8 + length]).values():
         if "shape" in entry:
-            torch.zeros(entry["shape"])
+            torch.ones(entry["shape"])
 
 
 TARGETS: dict[str, Target] = {

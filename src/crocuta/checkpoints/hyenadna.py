@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +31,6 @@ from crocuta.config import (
 )
 from crocuta.errors import ConfigError, WeightsFormatError
 from crocuta.model.filters import positional_features, window_rates
-from crocuta.tokenizers.base import Tokenizer
 from crocuta.tokenizers.dna import DNATokenizer
 
 WINDOW_SHIFT: Final = 0.05
@@ -268,15 +267,12 @@ def _check_window(config: ModelConfig, prefix: str, source: TensorSource) -> Non
 # --- the two layouts -------------------------------------------------------------------------------------------
 
 
-def _tokenizer(config: ModelConfig) -> Tokenizer | None:
-    return DNATokenizer(vocab_size=16) if config.vocab_size >= 16 else DNATokenizer(vocab_size=12)
-
-
-def _contents(config: ModelConfig, prefix: str, source: TensorSource) -> Contents:
+def _contents(config: ModelConfig, prefix: str, source: TensorSource, special: Literal["sep", "cls_sep"]) -> Contents:
     source = _Plain(source)
     _check_window(config, prefix, source)
     config = _with_stored_features(config, prefix, source)
-    return Contents(config, source, _tokenizer(config), key_map(config, prefix))
+    tokenizer = DNATokenizer(vocab_size=16 if config.vocab_size >= 16 else 12, special=special)
+    return Contents(config, source, tokenizer, key_map(config, prefix))
 
 
 def _weights(folder: Path) -> Path | None:
@@ -299,7 +295,7 @@ def _read_original(path: Path, _: ReadOptions) -> Contents:
     try:
         source = TorchSource(file, state_dict_of(weights, file.tree, "state_dict"))
         prefix = "model." if any(name.startswith("model.") for name in source.infos) else ""
-        return _contents(config, prefix, source)
+        return _contents(config, prefix, source, "cls_sep")
     except BaseException:
         file.close()
         raise
@@ -315,7 +311,7 @@ def _read_port(path: Path, _: ReadOptions) -> Contents:
     config = port_config(read_settings(path / "config.json"))
     source = open_hugging_face(path)
     try:
-        return _contents(config, "hyena.", source)
+        return _contents(config, "hyena.", source, "sep")
     except BaseException:
         source.close()
         raise

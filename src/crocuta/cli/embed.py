@@ -31,6 +31,9 @@ def embed(
     pooling: Annotated[
         Literal["mean", "last", "none"], typer.Option(help="Of a record's tokens; none: one vector a token.")
     ] = "mean",
+    special_tokens: Annotated[
+        bool, typer.Option("--special-tokens", help="Put around each record what the publisher does (HyenaDNA: [SEP]).")
+    ] = False,
     format: Annotated[Literal["npz", "jsonl"], typer.Option(help="")] = "npz",
     keep_case: KeepCase = False,
     device: Device = "auto",
@@ -58,7 +61,9 @@ def embed(
         for batch in batched(records):
             rows = encode(loaded, tokenizer, batch)
             with naming(batch):
-                vectors = embed_sequences(loaded, tokenizer, rows, layer=layer, pooling=pooling)
+                vectors = embed_sequences(
+                    loaded, tokenizer, rows, layer=layer, pooling=pooling, special_tokens=special_tokens
+                )
             yield [document.id for document in batch], vectors
 
     if format == "jsonl":

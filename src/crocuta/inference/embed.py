@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crocuta.errors import InputError, NonFiniteError
+from crocuta.errors import InputError, NonFiniteError, TokenizerError
 from crocuta.inference.batches import TextOrIds, batches, evaluating, hidden_chunks, pad_right, to_ids
 from crocuta.model.lm import Model
 from crocuta.tokenizers.base import Tokenizer
@@ -26,15 +26,18 @@ def embed(
     *,
     layer: int | None = None,
     pooling: Pooling = "mean",
+    special_tokens: bool = False,
 ) -> list[NDArray[np.float32]]:
     """One float32 array a sequence, in the given order: [d], or [l d] with pooling "none".
 
     ``layer`` as in ``Model.hidden``: None is after the final norm, k the residual stream after block k. "mean" and
     "last" look at a sequence's own tokens only, never at padding; the mean is accumulated in float32. Sequences of
-    any length are run in chunks of bounded memory.
+    any length are run in chunks of bounded memory. ``special_tokens`` puts those around each sequence that the model's
+    publisher does (``Tokenizer.prefix_ids`` and ``suffix_ids``); they count as its own tokens.
 
     Raises:
         InputError: an empty sequence, ids outside the vocabulary, no such layer or pooling.
+        TokenizerError: special tokens of a tokenizer that has none.
         NonFiniteError: naming the sequence.
     """
     if isinstance(sequences, str | bytes):
@@ -42,6 +45,9 @@ def embed(
     if pooling not in ("mean", "last", "none"):
         raise InputError("unknown pooling", given=repr(pooling), expected="mean, last or none")
     rows = [to_ids(model, tokenizer, sequence, f"sequence {i}") for i, sequence in enumerate(sequences)]
+    if special_tokens:
+        prefix, suffix = _special_ids(tokenizer)
+        rows = [torch.cat([prefix, row, suffix]) for row in rows]
     result: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
     with evaluating(model):
         for batch in batches(rows):
@@ -52,6 +58,13 @@ def embed(
                     )
                 result[index] = values.numpy()
     return result
+
+
+def _special_ids(tokenizer: Tokenizer | None) -> tuple[Tensor, Tensor]:
+    if tokenizer is None or not (tokenizer.prefix_ids or tokenizer.suffix_ids):
+        raise TokenizerError("this tokenizer puts no special tokens around a sequence", fix="embed without them")
+    prefix, suffix = (torch.tensor(ids, dtype=torch.int64) for ids in (tokenizer.prefix_ids, tokenizer.suffix_ids))
+    return prefix, suffix
 
 
 def _pooled(model: Model, rows: list[Tensor], layer: int | None, pooling: Pooling) -> list[Tensor]:

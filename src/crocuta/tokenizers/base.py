@@ -31,6 +31,9 @@ class Tokenizer(ABC):
     eos_id: int | None
     bos_id: int | None
     pad_id: int
+    prefix_ids: tuple[int, ...] = ()
+    suffix_ids: tuple[int, ...] = ()
+    """Special tokens that the model's publisher puts around a sequence; ``encode`` leaves them to its caller."""
 
     @property
     @abstractmethod

@@ -30,6 +30,8 @@ class ByteTokenizer(Tokenizer):
     type: ClassVar[str] = "bytes"
     concatenates: ClassVar[bool] = True
     vocab_size: int = 512
+    bos_is_eos: bool = False
+    """Whether the token that ends a text also begins one (bos_id 0), as where Evo scores with ``prepend_bos``."""
     eos_id = 0
     bos_id = None
     pad_id = 1
@@ -40,6 +42,8 @@ class ByteTokenizer(Tokenizer):
             raise TokenizerError(
                 "vocab_size is too small for bytes", given=self.vocab_size, expected=">= 256 (Evo: 512)"
             )
+        if self.bos_is_eos:
+            object.__setattr__(self, "bos_id", self.eos_id)
 
     @cached_property
     def complement_ids(self) -> NDArray[np.int64]:
@@ -66,6 +70,9 @@ class ByteTokenizer(Tokenizer):
 
     def spec(self) -> dict[str, Any]:
         return encode_json(self)
+
+    def _definition(self) -> dict[str, Any]:
+        return {name: value for name, value in self.spec().items() if name != "bos_is_eos"}
 
 
 @final

@@ -52,6 +52,10 @@ class DNATokenizer(Tokenizer):
     """upper: lower case (soft-masked repeats) reads as upper case. strict: it is unknown, as upstream."""
     unknown: Literal["unk", "error"] = "unk"
     """What becomes of a letter outside ACGTN: [UNK], or a TokenizerError that names its position."""
+    special: Literal["none", "sep", "cls_sep"] = "none"
+    """What stands around a sequence (``prefix_ids``, ``suffix_ids``): sep: sequence [SEP], as in HyenaDNA's training
+    and its Hugging Face port; cls_sep: [CLS] sequence [SEP], as in its standalone code. The models were trained to
+    predict [SEP] and never saw [CLS] or [SEP] as an input."""
     eos_id = SEP
     bos_id = BOS
     pad_id = PAD
@@ -62,12 +66,15 @@ class DNATokenizer(Tokenizer):
             ("vocab_size", (12, 16)),
             ("case", tuple(_TABLES)),
             ("unknown", ("unk", "error")),
+            ("special", ("none", "sep", "cls_sep")),
         ):
             value = getattr(self, name)
             if value not in known:
                 raise TokenizerError(
                     f"{name} of the DNA tokenizer is unknown", given=repr(value), expected=f"one of {known}"
                 )
+        object.__setattr__(self, "prefix_ids", (CLS,) if self.special == "cls_sep" else ())
+        object.__setattr__(self, "suffix_ids", () if self.special == "none" else (SEP,))
 
     @cached_property
     def complement_ids(self) -> NDArray[np.int64]:
@@ -100,3 +107,6 @@ class DNATokenizer(Tokenizer):
 
     def spec(self) -> dict[str, Any]:
         return encode_json(self)
+
+    def _definition(self) -> dict[str, Any]:
+        return {name: value for name, value in self.spec().items() if name != "special"}

@@ -17,7 +17,7 @@ def byte_tokenizer(vocab_size: int) -> ByteTokenizer | None:
     Upstream's ids are the same. Its ``detokenize`` clamps ids to 32..512 before it makes characters of them, so ids
     below 32, end of text (0) and padding (1) among them, show as spaces; ours decode to the bytes that they are.
     """
-    return ByteTokenizer(vocab_size=vocab_size) if vocab_size >= 256 else None
+    return ByteTokenizer(vocab_size=vocab_size, bos_is_eos=True) if vocab_size >= 256 else None
 
 
 def pieces_tokenizer(folder: Path) -> PiecesTokenizer | None:
