@@ -77,7 +77,7 @@ def write_checkpoint(folder: Path, sizes: Sizes) -> None:
     stored: dict[str, Tensor] = {}
     for entry in key_map(config, Layout2()).entries:
         tensor = tensors.pop(entry.ours)
-        stored[entry.theirs] = entry.store(tensor.bfloat16() if entry.wide else tensor)
+        stored[entry.theirs] = entry.store(tensor.bfloat16() if entry.ours.endswith("filter.weight") else tensor)
     stored["unembed.weight"] = stored["embedding_layer.weight"]
     folder.mkdir(parents=True)
     # JSON is YAML, but for numbers such as 1e-06.

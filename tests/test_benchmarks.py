@@ -125,6 +125,39 @@ def test_generate_memory_refuses_wrong_logits_and_a_growing_state(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_load_memory_checks_the_tensors_and_measures_each_load(
+    module, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    script = module("load_memory")
+    assert script.main(["--smoke", "--output", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("load_memory-*.json")
+    result = json.loads(path.read_text())
+    assert result["cases"].keys() == script.CASES.keys()
+    for name, case in result["cases"].items():
+        (round_,) = case["rounds"]
+        factor = 1 if name == "as stored" else 2
+        assert round_["model_bytes"] == pytest.approx(factor * round_["file_bytes"], rel=0.05)
+        assert round_["peak_bytes"] >= 0.9 * round_["model_bytes"]
+    path.unlink()
+    build = script.build_model
+
+    def other(config, **options):
+        return build(config, **{**options, "seed": options["seed"] + len(config.blocks) * monkeyed["on"]})
+
+    monkeyed = {"on": 0}
+    monkeypatch.setattr(script, "build_model", other)
+    write = script.write_checkpoint
+
+    def write_then_switch(folder, sizes):
+        write(folder, sizes)
+        monkeyed["on"] = 1
+
+    monkeypatch.setattr(script, "write_checkpoint", write_then_switch)
+    assert script.main(["--smoke", "--output", str(tmp_path)]) == 1
+    assert "no figures" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_variants_alternate_and_ratios_are_taken_within_rounds(module) -> None:
     timing = module("_timing")
     calls: list[str] = []

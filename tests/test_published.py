@@ -1,8 +1,12 @@
 """The table of published checkpoints: complete, without contradictions, and found by every name that people use."""
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from crocuta.config import AttentionConfig
+from crocuta.model import count
 from crocuta.presets import PRESETS, preset
 from crocuta.published import (
     PUBLISHED,
@@ -138,3 +142,22 @@ def test_a_local_file_is_known_by_its_name(layout: str) -> None:
 )  # fmt: skip
 def test_other_files_are_not(name: str) -> None:
     assert published_of_file(name) is None
+
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROWS = [line for line in README.splitlines() if line.startswith("| `")]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_readme_lists_every_checkpoint_with_its_size(name: str) -> None:
+    (row,) = (line for line in ROWS if f"`{name.removesuffix('-hf')}`" in line)
+    if name.startswith("savanna_"):
+        assert "as above" in row
+        return
+    total = sum(count.parameters(preset(PUBLISHED[name].preset)).values())
+    unit, letter = next((unit, letter) for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if total >= unit)
+    assert f"| {total / unit:.3g} {letter} |" in row
+    dtype, mark = (torch.float32, "fp32") if "hyenadna" in name else (torch.bfloat16, "bf16")
+    size = count.weight_bytes(preset(PUBLISHED[name].preset), dtype)
+    shown = f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+    assert f"| {shown} {mark} |" in row
