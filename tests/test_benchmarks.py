@@ -137,7 +137,7 @@ def test_load_memory_checks_the_tensors_and_measures_each_load(
         (round_,) = case["rounds"]
         factor = 1 if name == "as stored" else 2
         assert round_["model_bytes"] == pytest.approx(factor * round_["file_bytes"], rel=0.05)
-        assert round_["peak_bytes"] >= 0.9 * round_["model_bytes"]
+        assert 0 < round_["peak_bytes"] < 100 << 20
     path.unlink()
     build = script.build_model
 

@@ -22,6 +22,7 @@ class Entry:
     local_size: int | None = None
     local_flags: int | None = None
     local_name_length: int | None = None
+    local_extra: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class End:
     count: int | None = None
     begin: int | None = None
     comment: bytes = b""
+    comment_length: int | None = None
     wide: bool = True
     narrow_count: int | None = None
     locator: int | None = None
@@ -49,8 +51,8 @@ def archive(entries: Sequence[Entry], end: End = End()) -> bytes:
         local_name = (entry.name if entry.local_name is None else entry.local_name).encode()
         name = entry.name.encode()
         length = len(local_name) if entry.local_name_length is None else entry.local_name_length
-        local = (0, local_flags, entry.method, 0, 0, crc, local_size, local_size, length, 0)
-        body += struct.pack("<4sHHHHHIIIHH", b"PK\3\4", *local) + local_name + entry.data
+        local = (0, local_flags, entry.method, 0, 0, crc, local_size, local_size, length, len(entry.local_extra))
+        body += struct.pack("<4sHHHHHIIIHH", b"PK\3\4", *local) + local_name + entry.local_extra + entry.data
         central = (0, 0, entry.flags, entry.method, 0, 0, crc, size, size, len(name), 0, 0, 0, 0, 0, header)
         directory += struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", *central) + name
     count = len(entries) if end.count is None else end.count
@@ -59,9 +61,15 @@ def archive(entries: Sequence[Entry], end: End = End()) -> bytes:
     if end.wide:
         directory += struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 0, 0, 0, 0, count, count, len(directory), begin)
         directory += struct.pack("<4sIQI", b"PK\6\7", 0, at if end.locator is None else end.locator, end.disks)
+    comment_length = len(end.comment) if end.comment_length is None else end.comment_length
     narrow = min(count, 0xFFFF) if end.narrow_count is None else end.narrow_count
-    sizes = (0, 0, narrow, narrow, at - len(body), min(begin, 0xFFFFFFFF), len(end.comment))
+    sizes = (0, 0, narrow, narrow, at - len(body), min(begin, 0xFFFFFFFF), comment_length)
     return bytes(body + directory + struct.pack("<4sHHHHIIH", b"PK\5\6", *sizes) + end.comment)
+
+
+def wide_sizes(*sizes: int) -> bytes:
+    """The extra field of a record whose sizes do not fit 32 bits."""
+    return struct.pack(f"<HH{len(sizes)}Q", 1, 8 * len(sizes), *sizes)
 
 
 def entries(data_pickle: bytes, storages: Sequence[bytes] = (), *, order: bytes = b"little") -> list[Entry]:

@@ -15,7 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from forged_archives import FLOATS, End, Entry, archive, entries, named, number, saved, shape, state_dict, tensor, text
+from forged_archives import (
+    FLOATS,
+    End,
+    Entry,
+    archive,
+    entries,
+    named,
+    number,
+    saved,
+    shape,
+    state_dict,
+    tensor,
+    text,
+    wide_sizes,
+)
 
 MARKER = "crocuta-was-here"
 
@@ -332,8 +346,11 @@ def pickle_forged(**claims: Any) -> Maker:
 add("other_name_in_the_header", "has another name", pickle_forged(local_name="archive/data.qkl"))
 add("other_size_in_the_header", "another size or checksum", pickle_forged(local_size=1))
 add("other_flags_in_the_header", "a header that is not the directory's", pickle_forged(local_flags=0x0808))
+add("wide_size_missing", "another size or checksum", pickle_forged(local_size=0xFFFFFFFF, local_extra=b"FB\2\0ab"))
+add("other_wide_size", "another size or checksum", pickle_forged(local_size=0xFFFFFFFF, local_extra=wide_sizes(1, 1)))
+add("two_wide_sizes", "another size or checksum", pickle_forged(local_size=0xFFFFFFFF, local_extra=wide_sizes(1, 2)))
 add("wrong_checksum", "does not have the checksum", pickle_forged(crc=1))
-add("header_reaching_on", "reaches into what comes after", pickle_forged(local_name_length=4000))
+add("header_reaching_on", "reaches into what comes after", pickle_forged(local_name_length=300))
 
 
 def ended(**claims: Any) -> Maker:
@@ -350,12 +367,18 @@ add("ends_that_disagree", "do not agree", ended(narrow_count=3))
 add("wide_end_elsewhere", "is not where it says", ended(locator=0))
 add("several_volumes", "is not where it says", ended(disks=2))
 add("bytes_behind_the_archive", "does not end as", ended(comment=b"PK\5\6 and more"))
+add("comment_that_is_not_there", "does not end as", ended(comment_length=5))
 add("narrow_end_elsewhere", "impossible directory", ended(begin=0, wide=False))
 
 
 @attack("ends at byte")
 def bytes_behind_the_pickle(folder: Path) -> bytes:
     return saved(state_dict() + b"cos\nsystem\n.")
+
+
+@attack("record 'version' is too large")
+def long_version(folder: Path) -> bytes:
+    return archive([*entries(state_dict())[:-1], Entry("archive/version", b" " * 1000 + b"3")])
 
 
 @attack("there is no record 'data.pkl'")

@@ -52,7 +52,7 @@ def check(contents: Contents, name: str) -> None:
 def test_the_prefix_of_a_file_is_found(name: str) -> None:
     case = CASES[name]
     settings = Settings(name, case.settings)
-    contents = stripedhyena._contents(settings, case.expected, Listed(case.found()), None)
+    contents = stripedhyena.contents_of(settings, case.expected, Listed(case.found()), None)
     assert contents.key_map == mapped(name)
     check(contents, name)
 
@@ -186,10 +186,10 @@ def read_hyenadna(name: str, layout: str, changed: dict[str, Callable[[Tensor], 
 
     if layout == "hf":
         config = hyenadna.port_config(Settings(name, configs.HYENADNA_HF[name]))
-        return hyenadna._contents(config, "hyena.", Given(keys.hyenadna_hf(width, layers, length), values))
+        return hyenadna.contents_of(config, "hyena.", Given(keys.hyenadna_hf(width, layers, length), values), "sep")
     config = hyenadna.original_config(Settings(name, configs.HYENADNA[name]))
     stored = keys.hyenadna(width, layers, length, checkpointed=layout == "checkpointed")
-    return hyenadna._contents(config, "model.", Given(stored, values))
+    return hyenadna.contents_of(config, "model.", Given(stored, values), "sep")
 
 
 def trained(config: ModelConfig) -> list[bool]:

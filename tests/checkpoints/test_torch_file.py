@@ -6,12 +6,13 @@ import io
 import os
 import pickle
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forged_archives import FLOATS, End, Entry, archive, entries, saved, state_dict, tensor
+from forged_archives import FLOATS, End, Entry, archive, entries, saved, state_dict, tensor, wide_sizes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -268,6 +269,16 @@ def test_an_archive_of_the_first_versions_is_read(tmp_path):
     path = tmp_path / "x"
     records = [entry for entry in entries(state_dict(tensor()), [FLOATS]) if not entry.name.endswith("byteorder")]
     path.write_bytes(archive(records))
+    assert torch.equal(read_all(path)[0], torch.zeros(4))
+
+
+def test_sizes_in_the_extra_field_of_a_header_are_read(tmp_path):
+    path = tmp_path / "x"
+    records = entries(state_dict(tensor()), [FLOATS])
+    wide = [
+        replace(e, local_size=0xFFFFFFFF, local_extra=b"FB\2\0ab" + wide_sizes(*[len(e.data)] * 2)) for e in records
+    ]
+    path.write_bytes(archive(wide))
     assert torch.equal(read_all(path)[0], torch.zeros(4))
 
 

@@ -16,6 +16,7 @@ from forged_archives import named, number, tensor, text
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crocuta.checkpoints import unpickle
 from crocuta.checkpoints.pickle_names import MAX_OPERATIONS, Opaque, Storage, TensorRef, Toolbox, storage_of
 from crocuta.checkpoints.unpickle import MAX_DEPTH, parse_pickle, parse_pickle_at
 from crocuta.errors import WeightsFormatError
@@ -125,7 +126,13 @@ class WithElements(list):  # type: ignore[type-arg]
     pass
 
 
-INERT = ["omegaconf.dictconfig", "pytorch_lightning.utilities.parsing", "lightning.fabric", "lightning_fabric.x"]
+INERT = [
+    "transformer_engine_torch",
+    "omegaconf.dictconfig",
+    "pytorch_lightning.utilities.parsing",
+    "lightning.fabric",
+    "lightning_fabric.x",
+]
 INERT += ["transformer_engine.common.recipe", "torch.optim.lr_scheduler", "deepspeed.runtime", "savanna.arguments"]
 
 
@@ -157,8 +164,16 @@ def test_objects_around_the_weights_become_names(monkeypatch, kind, module, prot
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_namespaces_paths_and_types_become_names(protocol):
     value = [argparse.Namespace(lr=1, layers=[2]), pathlib.PurePosixPath("a/b"), typing.Any, range(3), slice(1, 2)]
-    found = parse_pickle(pickle.dumps(value, protocol))
-    assert [item.name.split(".")[0] for item in found] == ["argparse", "pathlib", "typing", "builtins", "builtins"]
+    union = typing.Union[typing.List[int], dict[str, int], None]  # noqa: UP006, UP007
+    found = parse_pickle(pickle.dumps([*value, union], protocol))
+    assert all(isinstance(item, Opaque) for item in found)
+    homes = [item.name.split(".")[0] for item in found]
+    assert homes == ["argparse", "pathlib", "typing", "builtins", "builtins", "typing"]
+
+
+def test_an_ordered_dictionary_of_python_2_comes_back():
+    pairs = pickle.dumps([["b", 1], ["a", [2]]], 2)[2:-1]
+    assert parse_pickle(b"\x80\x02" + named("collections.OrderedDict") + pairs + b"\x85R.") == {"b": 1, "a": [2]}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -183,7 +198,11 @@ def test_other_names_are_refused_and_named(value, name, protocol):
 CALLS = {
     "a float called": named("builtins.float") + b"X\1\0\0\x001\x85R",
     "arguments in a list": named("collections.OrderedDict") + b"]R",
-    "too many arguments": named("collections.OrderedDict") + b"K\1\x85R",
+    "too many arguments": named("collections.OrderedDict") + b"))\x86R",
+    "a dictionary of a number": named("collections.OrderedDict") + b"K\1\x85R",
+    "a dictionary of numbers": named("collections.OrderedDict") + b"]K\1a\x85R",
+    "the type of a value": named("builtins.type") + b"]\x85R",
+    "an item of a value": named("_operator.getitem") + b"]K\0\x86R",
     "too few arguments": named("_codecs.encode") + b")R",
     "another codec": named("_codecs.encode") + text("abc") + text("rot13") + b"\x86R",
     "text beyond latin-1": named("_codecs.encode") + text("\u0100") + text("latin1") + b"\x86R",
@@ -301,6 +320,13 @@ def test_the_number_of_operations_is_bounded():
         parse_pickle(pickle.dumps(list(range(30))), tools=bounded)
     parse_pickle(pickle.dumps(list(range(10))), tools=Toolbox(100, operations=20))
     assert MAX_OPERATIONS == 500_000
+
+
+def test_the_size_is_bounded(monkeypatch):
+    monkeypatch.setattr(unpickle, "MAX_PICKLE_BYTES", 100)
+    parse_pickle(pickle.dumps("x" * 50))
+    with pytest.raises(WeightsFormatError, match="x is too large: got 1"):
+        parse_pickle(pickle.dumps("x" * 100), where="x")
 
 
 @pytest.mark.parametrize(("depth", "good"), [(MAX_DEPTH, True), (MAX_DEPTH + 1, False)])

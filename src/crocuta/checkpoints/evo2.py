@@ -23,7 +23,7 @@ from crocuta.checkpoints.torch_file import open_torch
 from crocuta.config import AttentionConfig, GatedMLPConfig, HyenaConfig, MixerConfig, ModelConfig
 from crocuta.errors import WeightsFormatError
 from crocuta.presets import preset
-from crocuta.published import published_of_file
+from crocuta.published import FP8, published_of_file
 from crocuta.tokenizers.foreign import byte_tokenizer
 
 UNIT_MULTIPLE: Final = 16
@@ -98,6 +98,23 @@ def without_fp8(config: ModelConfig) -> ModelConfig:
         return config
     note = "trained through FP8 projections, which are off: outputs differ from the published model's"
     return dataclasses.replace(changed, unverified=note)
+
+
+def with_published_fp8(path: Path, config: ModelConfig, fp8: FP8, extras: Mapping[str, Any]) -> ModelConfig:
+    """``config`` of a checkpoint known by its name, with FP8 projections if it needs them, or has their scales.
+
+    Models for which FP8 is optional are published to run in bfloat16 too.
+    """
+
+    def change(_: int, mixer: MixerConfig) -> MixerConfig:
+        return dataclasses.replace(mixer, fp8_projection=True) if isinstance(mixer, HyenaConfig) else mixer
+
+    states = ((name, state) for name, state in extras.items() if name.endswith(_SCALES))
+    if fp8 == "required" or (
+        fp8 == "optional" and any(read_scales(f"{name} of {path}", state) is not None for name, state in states)
+    ):
+        return _replace_mixers(config, change)
+    return config
 
 
 def _scales(path: Path, config: ModelConfig, source: TensorSource, extras: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -221,7 +238,7 @@ def _detect(path: Path) -> bool:
 def _read(path: Path, options: ReadOptions) -> Contents:
     weights = weights_of(path)
     yaml = _yaml(path)
-    fp8 = "no"
+    fp8: FP8 = "no"
     if yaml is not None and "hcl_layer_idxs" in peek_settings(yaml):
         settings = read_settings(yaml)
         config, layout = model_config(settings), layout_of(settings)
@@ -233,25 +250,11 @@ def _read(path: Path, options: ReadOptions) -> Contents:
     file = open_torch(weights)
     try:
         source = TorchSource(file, state_dict_of(weights[0], file.tree, "state_dict", "module"))
-        # Models for which it is optional are published to run in bfloat16 too.
-        if fp8 == "required" or (fp8 == "optional" and _has_scales(path, source.extras)):
-            config = _with_fp8(config)
+        config = with_published_fp8(path, config, fp8, source.extras)
         return contents_of(path, config, layout, source, source.extras, options)
     except BaseException:
         file.close()
         raise
-
-
-def _has_scales(path: Path, extras: Mapping[str, Any]) -> bool:
-    names = (name for name in extras if name.endswith(_SCALES))
-    return any(read_scales(f"{name} of {path}", extras[name]) is not None for name in names)
-
-
-def _with_fp8(config: ModelConfig) -> ModelConfig:
-    def change(_: int, mixer: MixerConfig) -> MixerConfig:
-        return dataclasses.replace(mixer, fp8_projection=True) if isinstance(mixer, HyenaConfig) else mixer
-
-    return _replace_mixers(config, change)
 
 
 EVO2: Final = Format(

@@ -267,7 +267,8 @@ def _check_window(config: ModelConfig, prefix: str, source: TensorSource) -> Non
 # --- the two layouts -------------------------------------------------------------------------------------------
 
 
-def _contents(config: ModelConfig, prefix: str, source: TensorSource, special: Literal["sep", "cls_sep"]) -> Contents:
+def contents_of(config: ModelConfig, prefix: str, source: TensorSource, special: Literal["sep", "cls_sep"]) -> Contents:
+    """The checkpoint, after what only the weights tell: names with an infix, the window, trained features."""
     source = _Plain(source)
     _check_window(config, prefix, source)
     config = _with_stored_features(config, prefix, source)
@@ -295,7 +296,7 @@ def _read_original(path: Path, _: ReadOptions) -> Contents:
     try:
         source = TorchSource(file, state_dict_of(weights, file.tree, "state_dict"))
         prefix = "model." if any(name.startswith("model.") for name in source.infos) else ""
-        return _contents(config, prefix, source, "cls_sep")
+        return contents_of(config, prefix, source, "cls_sep")
     except BaseException:
         file.close()
         raise
@@ -311,7 +312,7 @@ def _read_port(path: Path, _: ReadOptions) -> Contents:
     config = port_config(read_settings(path / "config.json"))
     source = open_hugging_face(path)
     try:
-        return _contents(config, "hyena.", source, "sep")
+        return contents_of(config, "hyena.", source, "sep")
     except BaseException:
         source.close()
         raise

@@ -151,7 +151,7 @@ def look_up(module: str, name: str) -> Any:
         return Opaque(full[:200], inert=True)
     if full in _NO_DENSE_TENSORS:
         raise WeightsFormatError(f"it holds {_NO_DENSE_TENSORS[full]}", expected="dense tensors", fix="save it as one")
-    fix = "do not use this file unless you trust whoever made it"
+    fix = "if you trust the file, save its state_dict alone with torch.save and load that"
     raise WeightsFormatError(
         f"it names {ascii(full)[1:-1][:80]}, which no weights file needs: nothing was run", fix=fix
     )
@@ -178,6 +178,15 @@ def _require(condition: bool, what: str) -> None:
 
 def _new_dict(_: Toolbox, *__: Any) -> dict[Any, Any]:
     return {}
+
+
+def _ordered_dict(tools: Toolbox, pairs: Any = ()) -> dict[Any, Any]:
+    """Python 2 gives the items at once, as a list of lists."""
+    found: dict[Any, Any] = {}
+    for pair in _items(tools, pairs):
+        _require(type(pair) in (list, tuple) and len(pair) == 2, "a dictionary")
+        found[tools.key(pair[0])] = pair[1]
+    return found
 
 
 def _same_dict(_: Toolbox, value: Any = None) -> dict[Any, Any]:
@@ -218,9 +227,14 @@ def _encode(tools: Toolbox, text: Any, encoding: Any) -> bytes:
     return text.encode("latin-1")  # a UnicodeEncodeError is a ValueError
 
 
-def _plain_object(_: Toolbox, kind: Any, *__: Any) -> Any:
+def _inert_object(_: Toolbox, kind: Any, *__: Any) -> Any:
     _require(isinstance(kind, Opaque) and kind.inert, "an object")
     return kind
+
+
+def _none_type(_: Toolbox, value: Any) -> Opaque:
+    _require(value is None, "a type")
+    return Opaque("builtins.NoneType", inert=True)
 
 
 def _memory_file(_: Toolbox, value: Any = None) -> Any:
@@ -355,7 +369,7 @@ def _stored(tools: Toolbox, data: Any) -> Storage:
 # --- the table ----------------------------------------------------------------------------------------------
 
 _CALLS: Final[dict[str, tuple[int, int, Callable[..., Any]]]] = {
-    "collections.OrderedDict": (0, 0, _new_dict),
+    "collections.OrderedDict": (0, 1, _ordered_dict),
     "collections.defaultdict": (0, 1, _new_dict),
     "collections.Counter": (0, 1, _same_dict),
     "builtins.dict": (0, 1, _same_dict),
@@ -367,7 +381,9 @@ _CALLS: Final[dict[str, tuple[int, int, Callable[..., Any]]]] = {
     "builtins.bytes": (0, 2, _bytes),
     "builtins.bytearray": (0, 2, _bytes),
     "_codecs.encode": (2, 2, _encode),
-    "copyreg._reconstructor": (3, 3, _plain_object),
+    "copyreg._reconstructor": (3, 3, _inert_object),
+    "builtins.type": (1, 1, _none_type),
+    "_operator.getitem": (2, 2, _inert_object),  # Optional[int] and the like
     "_io.BytesIO": (0, 1, _memory_file),
     "io.BytesIO": (0, 1, _memory_file),
     "numpy.dtype": (1, 3, _numpy_dtype),
@@ -392,10 +408,11 @@ _NAMES: Final = {name: Opaque(name, inert=False) for name in (*_CALLS, *STORAGES
 
 # Objects around the weights in real checkpoints: settings, optimizers, recipes of FP8. Nothing in them is needed.
 _INERT_MODULES: Final = (
-    *("omegaconf", "pytorch_lightning", "lightning", "lightning_fabric", "transformer_engine", "torch.optim"),
-    *("deepspeed", "savanna", "numpy.random", "typing", "pathlib"),
+    *("omegaconf", "pytorch_lightning", "lightning", "lightning_fabric", "torch.optim", "deepspeed", "savanna"),
+    *("transformer_engine", "transformer_engine_torch", "transformer_engine_extensions"),
+    *("numpy.random", "typing", "pathlib"),
 )
-_INERT: Final = frozenset({"argparse.Namespace", "builtins.range", "builtins.slice"})
+_INERT: Final = frozenset({"argparse.Namespace", "builtins.range", "builtins.slice", "types.GenericAlias"})
 
 _NO_DENSE_TENSORS: Final = {
     "torch._utils._rebuild_sparse_tensor": "a sparse tensor",

@@ -260,7 +260,7 @@ def _read_standalone(path: Path, _: ReadOptions) -> Contents:
     except BaseException:
         file.close()
         raise
-    return _contents(settings, config, source, tokenizer)
+    return contents_of(settings, config, source, tokenizer)
 
 
 def _detect_hugging_face(path: Path) -> bool:
@@ -276,10 +276,11 @@ def _read_hugging_face(path: Path, _: ReadOptions) -> Contents:
     # The defaults of the two families' configuration classes.
     config = model_config(settings, rope_base=10_000.0 if evo else 500_000.0, rope_scale=scale)
     tokenizer = _tokenizer(settings, path)
-    return _contents(settings, config, open_hugging_face(path), tokenizer)
+    return contents_of(settings, config, open_hugging_face(path), tokenizer)
 
 
-def _contents(settings: Settings, config: ModelConfig, source: TensorSource, tokenizer: Tokenizer | None) -> Contents:
+def contents_of(settings: Settings, config: ModelConfig, source: TensorSource, tokenizer: Tokenizer | None) -> Contents:
+    """The checkpoint, whose names have the prefix of Hugging Face or none."""
     prefix = HF_PREFIX if any(name.startswith(HF_PREFIX) for name in source.infos) else ""
     return Contents(config, source, tokenizer, key_map(config, layout_of(settings, prefix)))
 
