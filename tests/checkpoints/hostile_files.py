@@ -433,30 +433,11 @@ def legacy_tar(folder: Path) -> bytes:
 
 # Not files.
 
-
-@attack("not a regular file")
-def fifo(folder: Path) -> Path:
-    os.mkfifo(folder / "fifo")
-    return folder / "fifo"
-
-
-@attack("cannot read")
-def symlink_loop(folder: Path) -> Path:
-    (folder / "loop").symlink_to(folder / "loop")
-    return folder / "loop"
-
-
-@attack("not a regular file")
-def directory(folder: Path) -> Path:
-    (folder / "directory.pt").mkdir()
-    return folder / "directory.pt"
-
-
-@attack("not a regular file")
-def device(folder: Path) -> Path:
-    return Path("/dev/zero")
-
-
-@attack("cannot read")
-def missing(folder: Path) -> Path:
-    return folder / "missing"
+for name, reason, make_at in (
+    ("fifo", "not a regular file", os.mkfifo),
+    ("directory", "not a regular file", os.mkdir),
+    ("symlink_loop", "cannot read", lambda path: path.symlink_to(path)),
+    ("missing", "cannot read", lambda path: None),
+):
+    add(name, reason, lambda folder, make_at=make_at, name=name: make_at(folder / name) or folder / name)
+add("device", "not a regular file", lambda folder: Path("/dev/zero"))
