@@ -11,7 +11,7 @@ from published_folders import EVO2, GOLDEN, expected, read_config, read_weights,
 from crocuta.checkpoints import evo2
 from crocuta.checkpoints.load import load
 from crocuta.config import AttentionConfig, GatedMLPConfig, HyenaConfig
-from crocuta.errors import ConfigError, WeightsFormatError
+from crocuta.errors import ConfigError, InputError, WeightsFormatError
 from crocuta.model.fp8 import FP8Linear
 from crocuta.published import Published
 
@@ -60,7 +60,7 @@ def test_a_merged_file_beside_its_parts_is_taken(tmp_path):
 
 def known_as(monkeypatch, fp8: str) -> None:
     def published_of_file(stem: str) -> Published | None:
-        if stem != "evo2_tiny":
+        if not stem.startswith("evo2_tiny.pt"):
             return None
         return Published(name=stem, repo="a/b", preset="tiny", layout="evo2", files=(), fp8=fp8)
 
@@ -75,6 +75,15 @@ def test_a_file_is_known_by_its_published_name(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     for path in (tmp_path, tmp_path / "evo2_tiny.pt"):
         assert distance(load(path)[0]) <= 2e-4
+
+
+def test_a_renamed_file_is_known_by_the_config_json_beside_it(tmp_path, monkeypatch):
+    known_as(monkeypatch, "no")
+    torch.save(read_weights(EVO2), tmp_path / "model.pt")
+    with pytest.raises(WeightsFormatError, match="under its published name"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text('{"architecture": ["StripedHyena2"], "_name_or_path": "evo2_tiny.pt"}')
+    assert distance(load(tmp_path)[0]) <= 2e-4
 
 
 def test_fp8_by_name_is_required_or_optional(tmp_path, monkeypatch):
@@ -312,3 +321,59 @@ def test_the_tokenizer_is_the_bytes_of_evo(tmp_path):
     assert tokenizer.encode("ACGT").tolist() == [65, 67, 71, 84]
     assert read_config(EVO2)["vocab_size"] == tokenizer.vocab_size == 512
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 0, 1)
+
+
+def published_dtypes(tensors) -> None:
+    """bfloat16, but for what is float32 in the files."""
+    for key in tensors:
+        if not key.endswith(("poles", "residues", "inv_freq")):
+            tensors[key] = tensors[key].bfloat16()
+
+
+def test_a_file_in_the_published_dtypes_runs_as_stored(tmp_path):
+    model, _ = load(rewrite(EVO2, tmp_path, published_dtypes))
+    state = model.state_dict()
+    assert state["blocks.0.mixer.projection.weight"].dtype == torch.bfloat16
+    assert state["blocks.1.mixer.filter.weight"].dtype == torch.float32
+    assert state["blocks.3.mixer.rope.inverse"].dtype == torch.float32
+    assert logits(model).dtype == torch.float32
+    exact, _ = load(tmp_path, dtype=torch.float32)
+    error = (logits(model) - logits(exact)).pow(2).mean().sqrt() / logits(exact).pow(2).mean().sqrt()
+    assert error < 0.03  # seven layers of bfloat16
+
+
+def test_matrices_that_are_wider_than_the_embedding_run_too(tmp_path):
+    """As the projections of evo2_20b."""
+
+    def wide(tensors):
+        published_dtypes(tensors)
+        for key in tensors:
+            if key.endswith("projections.weight"):
+                tensors[key] = tensors[key].float()
+
+    model, _ = load(rewrite(EVO2, tmp_path / "plain", wide))
+    assert model.blocks[0].mixer.projection.weight.dtype == torch.bfloat16
+    assert torch.isfinite(logits(model)).all()
+
+    def scaled(tensors):
+        wide(tensors)
+        with_scales(tensors)
+
+    model, _ = load(rewrite(EVO2, tmp_path / "fp8", scaled, FP8))
+    assert model.blocks[0].mixer.projection.weight.dtype == torch.float32
+    assert torch.isfinite(logits(model)).all()
+
+
+def test_upstream_precision_is_an_option_of_loading(tmp_path):
+    path = rewrite(EVO2, tmp_path, published_dtypes)
+    exact, upstream = load(path)[0], load(path, precision="upstream")[0]
+    assert (exact.config.precision, upstream.config.precision) == ("exact", "upstream")
+    assert logits(upstream).dtype == torch.bfloat16
+    assert not torch.equal(logits(upstream).float(), logits(exact))
+    assert torch.equal(logits(load(GOLDEN / EVO2, precision="upstream")[0]), logits(load(GOLDEN / EVO2)[0]))
+
+
+@pytest.mark.parametrize("option", ["fp8", "precision", "unstable"])
+def test_unknown_options_are_refused(option):
+    with pytest.raises(InputError, match=f"{option} is unknown: got 'maybe'"):
+        load(GOLDEN / EVO2, **{option: "maybe"})

@@ -23,7 +23,7 @@ from crocuta.checkpoints.torch_file import open_torch
 from crocuta.config import AttentionConfig, GatedMLPConfig, HyenaConfig, MixerConfig, ModelConfig
 from crocuta.errors import WeightsFormatError
 from crocuta.presets import preset
-from crocuta.published import FP8, published_of_file
+from crocuta.published import FP8, Published, published_of_file
 from crocuta.tokenizers.foreign import byte_tokenizer
 
 UNIT_MULTIPLE: Final = 16
@@ -213,8 +213,10 @@ def _parts(folder: Path, stem: str) -> list[Path]:
     return [found[number] for number in range(len(found))]
 
 
-def _stem(weights: list[Path]) -> str:
-    return re.sub(r"\.pt(\.part\d+)?$", "", weights[0].name)
+def _known(path: Path, weights: list[Path]) -> Published | None:
+    """The published checkpoint that the file is called after, or that the repository's config.json names."""
+    name = peek_settings((path if path.is_dir() else path.parent) / "config.json").get("_name_or_path")
+    return published_of_file(weights[0].name) or (published_of_file(name) if isinstance(name, str) else None)
 
 
 def _yaml(path: Path) -> Path | None:
@@ -231,7 +233,7 @@ def _detect(path: Path) -> bool:
     yaml = _yaml(path)
     if yaml is not None and "hcl_layer_idxs" in peek_settings(yaml):
         return True
-    known = published_of_file(_stem(weights))
+    known = _known(path, weights)
     return known is not None and known.layout == "evo2"
 
 
@@ -243,7 +245,7 @@ def _read(path: Path, options: ReadOptions) -> Contents:
         settings = read_settings(yaml)
         config, layout = model_config(settings), layout_of(settings)
     else:
-        known = published_of_file(_stem(weights))
+        known = _known(path, weights)
         assert known is not None
         config, layout = preset(known.preset), Layout2()
         fp8 = known.fp8

@@ -221,6 +221,23 @@ def layout_of(settings: Settings, prefix: str) -> Layout1:
     )
 
 
+_STRIPEDHYENA_7B: Final = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "num_layers": 32,
+    "num_attention_heads": 32,
+    "proj_groups": 4,
+    "inner_mlp_size": 14_336,
+    "state_size": 2,
+    "eps": 1e-5,
+    "rotary_emb_base": 500_000,
+    "use_flash_rmsnorm": True,
+    "qkv_proj_bias": False,
+    "mha_out_proj_bias": False,
+}
+"""What the configuration class of StripedHyena-7B on Hugging Face takes where its file says nothing."""
+
+
 # --- the two layouts -------------------------------------------------------------------------------------------
 
 
@@ -273,8 +290,10 @@ def _read_hugging_face(path: Path, _: ReadOptions) -> Contents:
     settings = read_settings(path / "config.json")
     evo = _is_byte_level(settings)
     scale = _published_scale(path, settings) if evo else None
-    # The defaults of the two families' configuration classes.
-    config = model_config(settings, rope_base=10_000.0 if evo else 500_000.0, rope_scale=scale)
+    if not evo:  # transformers leaves out what equals the default
+        given = {key: value for key, value in settings.values.items() if value is not None}
+        settings = Settings(settings.path, {**_STRIPEDHYENA_7B, **given})
+    config = model_config(settings, rope_base=10_000.0, rope_scale=scale)
     tokenizer = _tokenizer(settings, path)
     return contents_of(settings, config, open_hugging_face(path), tokenizer)
 
