@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
+from crocuta.config import ModelConfig
 from crocuta.errors import ConfigError
 from crocuta.schema import decode, encode, replace_path
 
@@ -137,3 +138,16 @@ def test_replace_path_sets_and_makes_mappings() -> None:
 def test_replace_path_does_not_go_through_a_value() -> None:
     with pytest.raises(ConfigError, match=r"cannot set 'a\.b': 'a' is not a mapping: got 1"):
         replace_path({"a": 1}, "a.b", 2)
+
+
+@pytest.mark.parametrize("tag", [["rms"], {"rms": 1}, 7, True, None])
+def test_a_kind_that_is_no_text_is_an_unknown_kind(tag):
+    value = {"vocab_size": 8, "hidden_size": 4, "blocks": [], "norm": {"type": tag, "eps": 1e-6}}
+    with pytest.raises(ConfigError, match=r"norm.type names no known kind"):
+        ModelConfig.from_json(value)
+
+
+@pytest.mark.parametrize("size", [(1 << 40) + 1, 2**63, 10**400])
+def test_sizes_that_no_machine_has_are_refused(size):
+    with pytest.raises(ConfigError, match=r"ModelConfig.hidden_size is impossible: got \d{1,20};"):
+        ModelConfig.from_json({"vocab_size": 8, "hidden_size": size, "blocks": []})

@@ -23,14 +23,16 @@ def _require(holds: bool, what: str, given: object, expected: str) -> None:
         raise ConfigError(what, given=given, expected=expected)
 
 
+_LARGEST = 1 << 40
+"""More than any size, and little enough that torch can be asked for a few of them."""
+
+
 def _positive(owner: str, **values: float | int | None) -> None:
     for name, value in values.items():
-        _require(
-            value is None or (math.isfinite(value) and value > 0),
-            f"{owner}.{name} must be positive",
-            value,
-            "> 0",
-        )
+        if isinstance(value, int) and value > _LARGEST:
+            raise ConfigError(f"{owner}.{name} is impossible", given=str(value)[:20], expected=f"at most {_LARGEST}")
+        finite = value is None or isinstance(value, int) or math.isfinite(value)
+        _require(finite and (value is None or value > 0), f"{owner}.{name} must be positive", value, "> 0")
 
 
 # --- filters: what makes the kernel of a long convolution -----------------------------------------------------

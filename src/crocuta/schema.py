@@ -116,7 +116,7 @@ def _decode_union(alternatives: tuple[Any, ...], value: Any, where: str) -> Any:
         tag = value.get("type")
         if tag is None and len(tagged) == 1:
             tag = next(iter(tagged))
-        if tag not in tagged:
+        if not isinstance(tag, str) or tag not in tagged:
             raise _unknown(f"{where}.type names no known kind", str(tag), tagged, "one of " + ", ".join(tagged))
         return decode(tagged[tag], value, where)
     failures = []

@@ -171,6 +171,14 @@ def test_namespaces_paths_and_types_become_names(protocol):
     assert homes == ["argparse", "pathlib", "typing", "builtins", "builtins", "typing"]
 
 
+@pytest.mark.parametrize(
+    "name", ["omegaconfig.X", "typing_extensions.Any", "torch.optimizer.X", ".typing", "Typing.Any"]
+)
+def test_names_that_only_look_alike_are_refused(name):
+    with pytest.raises(WeightsFormatError, match="it names"):
+        parse_pickle(named(name) + b".")
+
+
 def test_an_ordered_dictionary_of_python_2_comes_back():
     pairs = pickle.dumps([["b", 1], ["a", [2]]], 2)[2:-1]
     assert parse_pickle(b"\x80\x02" + named("collections.OrderedDict") + pairs + b"\x85R.") == {"b": 1, "a": [2]}
@@ -309,6 +317,8 @@ def test_a_storage_without_a_type_takes_the_tensor_s():
         parse_pickle(b"\x80\x02" + untyped + b".", stored)
     typed = untyped.replace(b"_v2", b"_v3").removesuffix(b"tR") + named("torch.bfloat16") + b"tR"
     assert parse_pickle(b"\x80\x02" + typed + b".", stored) == TensorRef(torch.bfloat16, (4,), (1,), 0, "0", 4)
+    with pytest.raises(WeightsFormatError, match="reaches out of its storage"):
+        parse_pickle(b"\x80\x02" + typed.replace(number(8), number(9)) + b".", stored)
 
 
 # --- bounds ---
