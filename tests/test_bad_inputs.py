@@ -97,7 +97,7 @@ CASES: dict[str, Case] = {
     ),
     "empty-folder": (
         "WeightsFormatError",
-        'is no checkpoint of a known format: expected crocuta: a config.json with "format": "crocuta"',
+        'is no checkpoint of a known format: expected crocuta: config.json with "format": "crocuta"',
         crocuta.load,
     ),
     "missing-data": (

@@ -217,7 +217,7 @@ def test_configurations_of_another_model_name_the_field(values, field, tmp_path)
 def test_a_folder_of_two_formats_says_so(tmp_path):
     rewrite(STANDALONE, tmp_path)
     rewrite(EVO1, tmp_path)
-    with pytest.raises(WeightsFormatError, match=r"fits 2 formats: got stripedhyena: .*; or stripedhyena-hf: "):
+    with pytest.raises(WeightsFormatError, match=r"fits 2 formats: got stripedhyena: .*; stripedhyena-hf: "):
         load(tmp_path)
 
 

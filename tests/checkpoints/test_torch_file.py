@@ -101,7 +101,9 @@ def test_rows_are_those_of_the_whole(tmp_path_factory, name, begin, end):
         assert same_bits(file.read(file.tree[name], slice(begin, end)), tensors[name][begin:end])
 
 
-def test_rows_are_read_without_the_rest(tmp_path, monkeypatch):
+@pytest.fixture
+def filled(monkeypatch):
+    """How many bytes each reading of a file took."""
     filled: list[int] = []
     fill = JoinedFile.fill
 
@@ -110,10 +112,25 @@ def test_rows_are_read_without_the_rest(tmp_path, monkeypatch):
         fill(self, view, offset, what)
 
     monkeypatch.setattr(JoinedFile, "fill", counted)
+    return filled
+
+
+def test_rows_are_read_without_the_rest(tmp_path, filled):
     with open_torch(save(tmp_path, {"w": torch.arange(80_000.0).view(1000, 80)})) as file:
         del filled[:]
         assert torch.equal(file.read(file.tree["w"], slice(500, 502)), torch.arange(40_000.0, 40_160).view(2, 80))
     assert sum(filled) < 2 * 80 * 4 + 200
+
+
+def test_other_strides_are_read_once_and_in_pieces(tmp_path, filled, monkeypatch):
+    monkeypatch.setattr(torch_file, "_CHUNK_BYTES", 6400)
+    base = torch.arange(80_000.0).view(1000, 80)
+    with open_torch(save(tmp_path, {"w": base.t(), "v": base[:, 3]})) as file:
+        for name, expected in {"w": base.t(), "v": base[:, 3]}.items():
+            del filled[:]
+            assert torch.equal(file.read(file.tree[name]), expected)
+            assert max(filled) <= 6400
+            assert sum(filled) <= 4 * 80_000 + 200
 
 
 @pytest.mark.parametrize(("shape", "rows"), [((), slice(0, 1)), ((4,), slice(0, 4, 2)), ((4,), slice(None, None, -1))])
@@ -220,8 +237,9 @@ def test_files_are_closed(tmp_path):
     before = len(list(Path("/proc/self/fd").iterdir()))
     with open_torch(good):
         pass
-    with pytest.raises(WeightsFormatError):
+    with pytest.raises(WeightsFormatError) as caught:
         open_torch(bad)
+    assert caught.tb  # and with it everything that was open
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
@@ -406,6 +424,19 @@ def test_streams_that_do_not_agree_with_themselves_are_refused(way):
         assert changed != data
         with pytest.raises(WeightsFormatError, match=reason):
             parse_torch_bytes(changed)
+
+
+def test_bytes_behind_a_stream_are_refused():
+    with pytest.raises(WeightsFormatError, match="x: 3 bytes after the end"):
+        parse_torch_bytes(written({"w": torch.ones(4)}, "stream") + b"abc", where="x")
+
+
+def test_many_storages_are_refused(monkeypatch):
+    monkeypatch.setattr(torch_file, "_MAX_BLOB_STORAGES", 3)
+    tensors = [torch.ones(1) for _ in range(4)]
+    assert len(parse_torch_bytes(written(tensors[:3], 4))) == 3
+    with pytest.raises(WeightsFormatError, match="more than 3 storages"):
+        parse_torch_bytes(written(tensors, 4))
 
 
 def test_many_bytes_are_refused_before_they_are_looked_at():

@@ -261,8 +261,7 @@ def _read(path: Path, options: ReadOptions) -> Contents:
 
 EVO2: Final = Format(
     name="evo2",
-    looks_for="one .pt file, or its parts .pt.part0 and on, beside a config.yml with hcl_layer_idxs, "
-    "or under its published name (evo2_7b.pt)",
+    looks_for="a .pt or its parts, config.yml with hcl_layer_idxs or a published name",
     detect=_detect,
     read=_read,
 )

@@ -320,13 +320,13 @@ def _read_port(path: Path, _: ReadOptions) -> Contents:
 
 LIGHTNING: Final = Format(
     name="hyenadna-ckpt",
-    looks_for="a config.json with d_model and layer, beside one .ckpt file",
+    looks_for="config.json with d_model, a .ckpt",
     detect=_detect_original,
     read=_read_original,
 )
 HUGGING_FACE: Final = Format(
     name="hyenadna-hf",
-    looks_for=f'a config.json with "model_type": "hyenadna", beside {SAFETENSORS} or its index',
+    looks_for="config.json of type hyenadna",
     detect=_detect_port,
     read=_read_port,
 )

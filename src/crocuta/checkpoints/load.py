@@ -120,7 +120,7 @@ def find_format(path: Path) -> Format:
         for settings in filter(None, (path / "config.json", find_yaml(path))):
             if settings.is_file():
                 read_settings(settings)  # what is wrong with it, if anything, is why no format knows the folder
-    looked_for = "; or ".join(f"{format_.name}: {format_.looks_for}" for format_ in found or FORMATS)
+    looked_for = "; ".join(f"{format_.name}: {format_.looks_for}" for format_ in found or FORMATS)
     if found:
         fix = "keep the files of one checkpoint in the folder"
         raise WeightsFormatError(f"{path} fits {len(found)} formats", given=looked_for, expected="one", fix=fix)

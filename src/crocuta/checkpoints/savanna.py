@@ -165,8 +165,7 @@ def _adapted(config: ModelConfig, key_map: KeyMap) -> KeyMap:
 
 SAVANNA: Final = Format(
     name="savanna",
-    looks_for="layer_XX-model_YY-model_states.pt or mp_rank_XX_model_states.pt files, or one .pt file under a "
-    "published name (savanna_evo2_7b.pt) or beside a .yml file with operator-config",
+    looks_for="layer_*, mp_rank_* or a .pt, .yml with operator-config",
     detect=_detect,
     read=_read,
 )

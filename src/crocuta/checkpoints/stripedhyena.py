@@ -326,13 +326,13 @@ def _published_scale(path: Path, settings: Settings) -> float | None:
 
 STANDALONE: Final = Format(
     name="stripedhyena",
-    looks_for="a config.yml with hyena_layer_idxs, beside one .bin or .pt file",
+    looks_for="config.yml with hyena_layer_idxs, a .bin",
     detect=_detect_standalone,
     read=_read_standalone,
 )
 HUGGING_FACE: Final = Format(
     name="stripedhyena-hf",
-    looks_for=f'a config.json with "model_type": "stripedhyena", beside {SAFETENSORS} or its index',
+    looks_for="config.json of type stripedhyena",
     detect=_detect_hugging_face,
     read=_read_hugging_face,
 )
