@@ -10,6 +10,7 @@ from published_folders import EVO2, GOLDEN, expected, read_config, read_weights,
 
 from crocuta.checkpoints import evo2
 from crocuta.checkpoints.load import load
+from crocuta.checkpoints.native import save
 from crocuta.config import AttentionConfig, GatedMLPConfig, HyenaConfig
 from crocuta.errors import ConfigError, InputError, WeightsFormatError
 from crocuta.model.fp8 import FP8Linear
@@ -377,3 +378,18 @@ def test_upstream_precision_is_an_option_of_loading(tmp_path):
 def test_unknown_options_are_refused(option):
     with pytest.raises(InputError, match=f"{option} is unknown: got 'maybe'"):
         load(GOLDEN / EVO2, **{option: "maybe"})
+
+
+def test_fp8_and_precision_of_a_saved_model_can_be_chosen_again(tmp_path):
+    def scaled(tensors):
+        with_scales(tensors)
+
+    model, tokenizer = load(rewrite(EVO2, tmp_path / "a", scaled, FP8), precision="upstream")
+    save(model, tokenizer, tmp_path / "b")
+    again, _ = load(tmp_path / "b")
+    assert again.config == model.config
+    assert torch.equal(logits(again), logits(model))
+    plain, _ = load(tmp_path / "b", fp8="off", precision="exact")
+    assert "FP8" in plain.config.unverified
+    assert plain.config.precision == "exact"
+    assert torch.equal(logits(plain), logits(load(tmp_path / "a", fp8="off")[0]))

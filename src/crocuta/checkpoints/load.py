@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Literal
 
@@ -34,7 +35,7 @@ FORMATS: Final[tuple[Format, ...]] = (
     hyenadna.HUGGING_FACE,
     savanna.SAVANNA,
 )
-"""Tried in this order: the only line to edit to add a format."""
+"""Each is asked whether it knows a path, and one must: the only line to edit to add a format."""
 
 DTYPES: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -45,7 +46,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     fp8: Literal["auto", "off"] = "auto",
-    precision: Literal["exact", "upstream"] = "exact",
+    precision: Literal["exact", "upstream"] | None = None,
     keep_padding: bool = False,
     unstable: Literal["warn", "refuse"] = "warn",
     revision: str | None = None,
@@ -61,7 +62,8 @@ def load(
             dtype; another casts all that may be cast (filters stay in float32).
         fp8: "auto" computes projections that were trained through E4M3 as they were trained, and refuses a
             checkpoint without their scales; "off" computes them in the model's dtype and marks the model unverified.
-        precision: "upstream" rounds where the published code rounds, see ``ModelConfig.precision``.
+        precision: "upstream" rounds where the published code rounds, see ``ModelConfig.precision``; None: as a model of
+            ours was saved, "exact" for all others.
         keep_padding: keep the units of gated MLPs that were added as zeros (Evo 2, 1M context); else they are
             sliced away, which changes no output.
         unstable: what to do about filters whose poles are not inside the unit circle: warn, or refuse.
@@ -80,7 +82,7 @@ def load(
         raise InputError("cannot load weights as this dtype", given=dtype, expected=", ".join(map(str, DTYPES)))
     for name, value, known in (
         ("fp8", fp8, ("auto", "off")),
-        ("precision", precision, ("exact", "upstream")),
+        ("precision", precision or "exact", ("exact", "upstream")),
         ("unstable", unstable, ("warn", "refuse")),
     ):
         if value not in known:
@@ -88,7 +90,11 @@ def load(
     options = ReadOptions(fp8=fp8, keep_padding=keep_padding)
     contents = find_format(path).read(path, options)
     try:
-        model = _fill(path, contents, precision, device, dtype)
+        if fp8 == "off":
+            contents = contents._replace(config=evo2.without_fp8(contents.config))
+        if precision is not None:
+            contents = contents._replace(config=dataclasses.replace(contents.config, precision=precision))
+        model = _fill(path, contents, device, dtype)
     finally:
         contents.tensors.close()
     _check_poles(path, model, unstable)
@@ -131,18 +137,17 @@ def find_format(path: Path) -> Format:
 def _fill(
     path: Path,
     contents: Contents,
-    precision: Literal["exact", "upstream"],
     device: str | torch.device,
     dtype: torch.dtype | None,
 ) -> Model:
     """Build the model on meta, check every name and shape, then read tensor by tensor."""
     config, tensors, tokenizer, _ = contents
     check_vocabulary(config, tokenizer, path)
-    model = _build(path, dataclasses.replace(config, precision=precision) if precision != "exact" else config)
+    model = _build(path, config)
     # A parameter that stays wide in a bfloat16 model may not be narrow in a file either.
     floors = _infos(model.to(torch.bfloat16))
     targets = {} if dtype is None else {name: info.dtype for name, info in _infos(model.to(dtype)).items()}
-    key_map = contents.key_map or KeyMap(tuple(Entry(name, name) for name in floors))
+    key_map = contents.key_map or _own_names(config, floors)
     key_map.check(path, tensors.infos, floors)
     if dtype is None:
         targets = _common_dtypes(model, key_map, tensors)
@@ -162,6 +167,12 @@ def _fill(
             )
     model.load_state_dict(filled, strict=True, assign=True)
     return model
+
+
+def _own_names(config: ModelConfig, names: Iterable[str]) -> KeyMap:
+    """The key map of our own layout; where FP8 was turned off, the scales that it no longer needs may be there."""
+    junk = (r".*\.projection\.(input|weight)_scale",) if config.unverified else ()
+    return KeyMap(tuple(Entry(name, name) for name in names), junk=junk)
 
 
 def _build(path: Path, config: ModelConfig) -> Model:

@@ -39,7 +39,7 @@ def embed(
     device: Device = "auto",
     dtype: Dtype = None,
     fp8: FP8 = "auto",
-    precision: Precision = "exact",
+    precision: Precision = None,
 ) -> None:
     """Embed sequences: a vector for each record, float32.
 

@@ -51,7 +51,7 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = None,
     fp8: FP8 = "auto",
-    precision: Precision = "exact",
+    precision: Precision = None,
 ) -> None:
     """Generate text that continues prompts.
 

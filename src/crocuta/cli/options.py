@@ -41,7 +41,8 @@ FP8 = Annotated[
     typer.Option("--fp8", help="off: do without the FP8 rounding that some Evo 2 models were trained with."),
 ]
 Precision = Annotated[
-    Literal["exact", "upstream"], typer.Option(help="upstream: round where the published code rounds.")
+    Literal["exact", "upstream"] | None,
+    typer.Option(help="upstream: round where the published code rounds.  [default: exact]"),
 ]
 KeepCase = Annotated[bool, typer.Option("--keep-case", help="Leave lower case in FASTA as it is.")]
 
@@ -58,7 +59,7 @@ def load_model(
     device: str,
     dtype: DtypeName | None,
     fp8: Literal["auto", "off"] = "auto",
-    precision: Literal["exact", "upstream"] = "exact",
+    precision: Literal["exact", "upstream"] | None = None,
 ) -> tuple[Model, Tokenizer]:
     """The model and its tokenizer, ready to use; a note goes to standard error if its results are unverified.
 

@@ -26,7 +26,7 @@ def score(
     device: Device = "auto",
     dtype: Dtype = None,
     fp8: FP8 = "auto",
-    precision: Precision = "exact",
+    precision: Precision = None,
 ) -> None:
     """Score sequences: natural log-likelihood, in total and a token, of each record.
 
