@@ -97,7 +97,7 @@ CASES: dict[str, Case] = {
     ),
     "empty-folder": (
         "WeightsFormatError",
-        'is no checkpoint of a known format: expected crocuta: config.json with "format": "crocuta"',
+        'is no known checkpoint: expected crocuta: "format": "crocuta" in config.json',
         crocuta.load,
     ),
     "missing-data": (

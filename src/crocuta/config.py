@@ -298,6 +298,7 @@ class ModelConfig:
       with a cast after it: the same numbers, since a convolution in bfloat16 adds up in float32);
     - explicit and implicit long filters: h ∗ u + D·u, summed in float32; then the gate x2 · (...);
     - modal long filters: h ∗ u, D·u, their sum, and the gate;
+    - output projection of Hyena: the product, then that plus the bias;
     - head: the product, so that logits have the model's dtype, and in ``score`` their log-softmax.
 
     These are the steps that read a whole sequence; decoding takes the same ones, so that ``extend`` still is

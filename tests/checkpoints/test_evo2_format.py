@@ -12,7 +12,7 @@ from crocuta.checkpoints import evo2
 from crocuta.checkpoints.load import load
 from crocuta.checkpoints.native import save
 from crocuta.config import AttentionConfig, GatedMLPConfig, HyenaConfig
-from crocuta.errors import ConfigError, InputError, WeightsFormatError
+from crocuta.errors import ConfigError, CrocutaWarning, InputError, WeightsFormatError
 from crocuta.model.fp8 import FP8Linear
 from crocuta.published import Published
 
@@ -216,6 +216,11 @@ def test_without_scales_it_is_refused_unless_told(tmp_path):
     assert load(GOLDEN / EVO2, fp8="off")[0].config.unverified == ""
 
 
+def test_scales_that_were_saved_without_a_pickle_of_their_own(tmp_path):
+    model, _ = load(rewrite(EVO2, tmp_path, weights=lambda t: with_scales(t, dict) and None, config=FP8))
+    assert uses_fp8(model)
+
+
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
 def test_impossible_scales_are_refused(bad, tmp_path):
     weights = lambda t: with_scales(t, state=lambda a, b: te_state(bad, b)) and None  # noqa: E731
@@ -393,3 +398,51 @@ def test_fp8_and_precision_of_a_saved_model_can_be_chosen_again(tmp_path):
     assert "FP8" in plain.config.unverified
     assert plain.config.precision == "exact"
     assert torch.equal(logits(plain), logits(load(tmp_path / "a", fp8="off")[0]))
+
+
+# --- explicit filters of other lengths: vortex decides by 128 taps what they are ---
+
+
+def cut(taps: int, *, with_d: bool):
+    def apply(tensors):
+        for index in (1, 5):
+            tensors[f"blocks.{index}.filter.h"] = tensors[f"blocks.{index}.filter.h"][..., :taps].clone()
+            if not with_d:
+                del tensors[f"blocks.{index}.filter.D"]
+
+    return apply
+
+
+def test_few_taps_without_d_are_a_correlation(tmp_path):
+    model, _ = load(rewrite(EVO2, tmp_path, cut(64, with_d=False), setting(hcm_filter_length=64)))
+    block = model.config.blocks[1].mixer
+    assert isinstance(block, HyenaConfig)
+    assert not block.skip
+    stored = read_weights(EVO2)["blocks.1.filter.h"][:, 0, :64]
+    assert torch.equal(model.blocks[1].mixer.filter.weight, stored.flip(-1))
+
+
+def test_few_taps_with_d_are_what_was_trained_and_said_to_be_so(tmp_path):
+    path = rewrite(EVO2, tmp_path, cut(64, with_d=True), setting(hcm_filter_length=64))
+    with pytest.warns(CrocutaWarning, match=r"filter.D beside fewer than 128 taps in blocks \[1, 5\]"):
+        model, _ = load(path)
+    stored = read_weights(EVO2)["blocks.1.filter.h"][:, 0, :64]
+    assert torch.equal(model.blocks[1].mixer.filter.weight, stored)
+    assert model.blocks[1].mixer.skip is not None
+
+
+def test_many_taps_need_their_d(tmp_path):
+    def long(tensors):
+        for index in (0, 4):
+            tensors[f"blocks.{index}.filter.h"] = torch.randn(8, 1, 130)
+
+    with pytest.raises(WeightsFormatError, match=r"2 missing: blocks.0.filter.D, blocks.4.filter.D"):
+        load(rewrite(EVO2, tmp_path, long, setting(hcs_filter_length=130)))
+
+
+def test_biases_default_as_in_vortex(tmp_path):
+    def without(values):
+        del values["hyena_out_proj_bias"], values["qkv_proj_bias"]
+
+    with pytest.raises(WeightsFormatError, match=r"1 missing: blocks.3.inner_mha_cls.Wqkv.bias.*6 unexpected"):
+        load(rewrite(EVO2, tmp_path, config=without))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from published_folders import GOLDEN, LIGHTNING, PORT, expected, rewrite, setting
+from published_folders import GOLDEN, LIGHTNING, PORT, expected, read_config, rewrite, setting
 
 from crocuta.checkpoints.load import load
 from crocuta.config import HyenaConfig, ImplicitFilterConfig
@@ -137,7 +137,7 @@ def test_embeddings_with_the_special_tokens_of_the_publisher(name, ids):
     ("name", "values", "message"),
     [
         (PORT, {"hyena_order": 3}, "hyena_order: got 3; expected 2"),
-        (PORT, {"use_bias": False}, "use_bias"),
+        (PORT, {"short_filter_order": 4}, "short_filter_order: got 4; expected 3"),
         (PORT, {"emb_dim": 4}, "features is impossible: got 4"),
         (PORT, {"max_seq_len": 0}, "max_seq_len: got 0"),
         (LIGHTNING, {"layer": {"_name_": "mamba", "l_max": 258}}, "layer: _name_"),
@@ -160,10 +160,41 @@ def test_configurations_that_describe_no_model(name, values, message, tmp_path):
         ({"n_layer": 1}, "n_layer"),
         ({"num_inner_mlps": 1}, "num_inner_mlps"),
         ({"filter_order": 32}, "filter_order"),
-        ({"short_filter_order": 5}, "short_filter_order"),
         ({"vocab_size": 20}, "vocab_size"),
     ],
 )
 def test_configurations_of_another_model_name_the_field(values, field, tmp_path):
     with pytest.raises(WeightsFormatError, match=field):
         load(rewrite(PORT, tmp_path, config=setting(**values)))
+
+
+def test_the_port_gives_its_epsilon_to_the_last_norm_alone(tmp_path):
+    model, _ = load(rewrite(PORT, tmp_path / "a", config=setting(layer_norm_epsilon=0.1)))
+    assert {block.norm.eps for block in model.config.blocks} == {1e-5}
+    assert model.config.norm.eps == 0.1
+    model, _ = load(rewrite(LIGHTNING, tmp_path / "b", config=setting(layer_norm_epsilon=0.1)))
+    assert {block.norm.eps for block in model.config.blocks} == {model.config.norm.eps} == {0.1}
+
+
+def test_settings_that_no_published_code_reads(tmp_path):
+    layer = {**read_config(LIGHTNING)["layer"], "local_order": 7}
+    assert distance(load(rewrite(LIGHTNING, tmp_path / "a", config=setting(layer=layer)))[0], LIGHTNING) <= 2e-4
+    assert distance(load(rewrite(PORT, tmp_path / "b", config=setting(use_bias=False)))[0], PORT) <= 2e-4
+
+
+def test_vocabularies_are_padded_as_the_two_configurations_say(tmp_path):
+    def without(values):
+        del values["pad_vocab_size_multiple"]
+
+    assert distance(load(rewrite(PORT, tmp_path / "a", config=without))[0], PORT) <= 2e-4
+    with pytest.raises(WeightsFormatError, match="pad_vocab_size_multiple"):  # 1 in the original
+        load(rewrite(LIGHTNING, tmp_path / "b", config=without))
+
+
+def test_a_window_in_half_precision_is_not_another_window(tmp_path):
+    def half(tensors):
+        for key in tensors:
+            tensors[key] = tensors[key].bfloat16()
+
+    with pytest.raises(WeightsFormatError, match=r"of the wrong dtype: .*need the float32 that they were trained in"):
+        load(rewrite(PORT, tmp_path, half))

@@ -233,7 +233,7 @@ def test_a_folder_put_together_by_hand_is_read(saved, tmp_path):
             "config.json: unknown field 'hiden_size'.*did you mean 'hidden_size'",
         ),
         ({"vocab_size": "512"}, ConfigError, "config.json: vocab_size has the wrong type"),
-        ({"hidden_size": 1 << 62, "vocab_size": 1 << 62}, ConfigError, "cannot be built"),
+        ({"hidden_size": 1 << 39, "vocab_size": 1 << 39}, ConfigError, "cannot be built"),
     ],
 )
 def test_a_bad_configuration_is_one_clear_error(changes, error, reason, saved, tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from published_folders import EVO1, GOLDEN, STANDALONE, expected, read_config, rewrite, setting
+from published_folders import EVO1, GOLDEN, STANDALONE, expected, read_config, read_weights, rewrite, setting
 from safetensors.torch import load_file, save_file
 
 from crocuta.checkpoints.load import load
@@ -94,6 +94,26 @@ def test_the_base_of_stripedhyena_7b_on_hugging_face_is_half_a_million(tmp_path)
     assert distance(model, STANDALONE) <= 2e-4
 
 
+def test_weights_of_hugging_face_in_a_pickled_file(tmp_path):
+    folder = rewrite(EVO1, tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert distance(load(folder)[0], EVO1) <= 2e-4
+
+
+def test_the_swap_of_the_gates_is_unknown_to_this_generation(tmp_path):
+    assert distance(load(rewrite(STANDALONE, tmp_path, config=setting(hyena_flip_x1x2=True)))[0], STANDALONE) <= 2e-4
+
+
+def test_a_null_is_the_formula_and_not_the_default_of_the_class(tmp_path):
+    values = {**read_config(STANDALONE), "model_type": "stripedhyena", "inner_mlp_size": None}
+    values["inner_size_multiple_of"] = 16  # 176 for 64 channels, as stored
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    tensors = read_weights(STANDALONE)
+    save_file({f"backbone.{key}": tensor for key, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    assert distance(load(tmp_path)[0], STANDALONE) <= 2e-4
+
+
 # --- the 131k model ---
 
 
@@ -116,6 +136,8 @@ def test_the_scale_of_the_131k_model_is_that_of_the_published_yml(folder, config
 
 
 def test_no_other_model_gets_that_scale(tmp_path):
+    further = setting(use_interpolated_rotary_pos_emb=True, rotary_emb_scaling_factor=32)
+    assert rope_of(load(rewrite(EVO1, tmp_path / "evo-1-131k-mine", config=further))[0])[1] == 32
     path = rewrite(EVO1, tmp_path / "evo-1-8k-base", config=setting(use_interpolated_rotary_pos_emb=False))
     assert rope_of(load(path)[0])[1] == 1
     path = rewrite(EVO1, tmp_path / "other", config=setting(rotary_emb_scaling_factor=4))
@@ -174,7 +196,7 @@ def test_an_index_that_is_wrong(change, message, tmp_path):
         ({"final_norm": False}, "final_norm"),
         ({"short_filter_bias": False}, "short_filter_bias"),
         ({"long_fir_threshold": 2048}, "long_fir_threshold"),
-        ({"hyena_filter_groups": 4}, "hyena_filter_groups"),
+        ({"hyena_filter_groups": 64}, "hyena_filter_groups: got 64; expected 1"),
         ({"mlp_activation": "relu"}, "mlp_activation: got 'relu'; expected silu or gelu"),
         ({"proj_groups": 3}, "proj_groups: got 3; expected a divisor of num_attention_heads=8"),
         ({"num_layers": 10**9}, "num_layers: got 1000000000; expected a whole number from 1 to 10000"),
@@ -243,7 +265,7 @@ def test_a_broken_yaml_is_the_reason_given(text, message, tmp_path):
 def test_another_yaml_is_no_format(tmp_path):
     rewrite(STANDALONE, tmp_path)
     (tmp_path / "config.yml").write_text("a: 1")
-    with pytest.raises(WeightsFormatError, match=r"no checkpoint of a known format: expected .*hyena_layer_idxs"):
+    with pytest.raises(WeightsFormatError, match=r"no known checkpoint: expected .*hyena_layer_idxs"):
         load(tmp_path)
 
 

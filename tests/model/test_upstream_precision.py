@@ -35,7 +35,7 @@ from crocuta.inference.score import score
 from crocuta.model.attention import AttentionMixer, Rope
 from crocuta.model.block import Block
 from crocuta.model.build import build_model
-from crocuta.model.hyena import HyenaMixer, project, unproject
+from crocuta.model.hyena import HyenaMixer, project
 from crocuta.model.lm import Model
 from crocuta.model.norm import RMSNorm
 from crocuta.ops.attention import causal_attention
@@ -152,7 +152,8 @@ def literal_mixer(mixer: HyenaMixer | AttentionMixer, x: torch.Tensor) -> torch.
     if isinstance(mixer, AttentionMixer):
         return literal_attention(mixer, x)
     y = literal_hyena(mixer, project(x, mixer.projection).float()).to(BF16)
-    return unproject(y.permute(2, 0, 1).contiguous().permute(1, 2, 0), mixer.output)
+    # A linear layer whose input has time contiguous: torch rounds the product, then adds the bias.
+    return F.linear(y.transpose(1, 2).contiguous().transpose(1, 2), mixer.output.weight, mixer.output.bias)
 
 
 def literal_block(block: Block, x: torch.Tensor) -> torch.Tensor:

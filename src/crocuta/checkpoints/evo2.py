@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor
 
-from crocuta.checkpoints.evo2_layout import FREQUENCIES, Layout2, key_map, layout_of, model_config
+from crocuta.checkpoints.evo2_layout import FREQUENCIES, TRUE_CONVOLUTION, Layout2, key_map, layout_of, model_config
 from crocuta.checkpoints.files import TensorInfo
 from crocuta.checkpoints.format import Contents, Format, ReadOptions, TensorSource
 from crocuta.checkpoints.fp8_scales import read_scales
@@ -21,7 +22,7 @@ from crocuta.checkpoints.settings import find_yaml, peek_settings, read_settings
 from crocuta.checkpoints.sources import TorchSource, state_dict_of
 from crocuta.checkpoints.torch_file import open_torch
 from crocuta.config import AttentionConfig, GatedMLPConfig, HyenaConfig, MixerConfig, ModelConfig
-from crocuta.errors import WeightsFormatError
+from crocuta.errors import CrocutaWarning, WeightsFormatError
 from crocuta.presets import preset
 from crocuta.published import FP8, Published, published_of_file
 from crocuta.tokenizers.foreign import byte_tokenizer
@@ -59,7 +60,7 @@ def contents_of(
     options: ReadOptions,
 ) -> Contents:
     """The checkpoint, after what only the weights tell: stored frequencies, scales of FP8, padding of MLPs."""
-    config = _with_rope(config, source)
+    config = _with_skips(path, _with_rope(config, source), source)
     if options.fp8 == "off":
         config = without_fp8(config)
     else:
@@ -85,6 +86,27 @@ def _with_rope(config: ModelConfig, source: TensorSource) -> ModelConfig:
         return dataclasses.replace(mixer, rope=dataclasses.replace(mixer.rope, stored=stored))
 
     return _replace_mixers(config, change)
+
+
+def _with_skips(path: Path, config: ModelConfig, source: TensorSource) -> ModelConfig:
+    """A D beside few taps: Hyena-MR of a model trained so, which vortex runs as Hyena-SE and gets wrong."""
+    found: list[int] = []
+
+    def change(index: int, mixer: MixerConfig) -> MixerConfig:
+        if isinstance(mixer, AttentionConfig) or mixer.skip or f"blocks.{index}.filter.D" not in source.infos:
+            return mixer
+        found.append(index)
+        return dataclasses.replace(mixer, skip=True)
+
+    config = _replace_mixers(config, change)
+    if found:
+        warnings.warn(
+            f"{path} has filter.D beside fewer than {TRUE_CONVOLUTION} taps in blocks {found}: computed as trained, a "
+            "convolution with D; vortex leaves D out and turns the taps round",
+            CrocutaWarning,
+            stacklevel=2,
+        )
+    return config
 
 
 def without_fp8(config: ModelConfig) -> ModelConfig:
@@ -261,7 +283,7 @@ def _read(path: Path, options: ReadOptions) -> Contents:
 
 EVO2: Final = Format(
     name="evo2",
-    looks_for="a .pt or its parts, config.yml with hcl_layer_idxs or a published name",
+    looks_for=".pt or parts, hcl_layer_idxs in config.yml or a published name",
     detect=_detect,
     read=_read,
 )

@@ -27,6 +27,8 @@ from crocuta.config import (
     RopeConfig,
 )
 
+TRUE_CONVOLUTION: Final = 128
+"""From so many taps on, vortex takes an explicit filter for a convolution with D; below, for a correlation without."""
 KINDS: Final = ("hcs", "hcm", "hcl", "attn")
 
 _TOP: Final = {"embedding.weight": "embedding_layer.weight", "norm.scale": "norm.scale"}
@@ -157,9 +159,11 @@ def _layouts(ours: str, block: BlockConfig, layout: Layout2, channels: int, padd
             return (Squeeze(1), Flip(), *layout.rows(channels))
         case _ if ours in _ROWS:
             return layout.rows(channels)
-        case "mixer.filter.weight", HyenaConfig(skip=True):  # Hyena-MR, a true convolution
+        case "mixer.filter.weight", HyenaConfig(
+            skip=True
+        ):  # Hyena-MR, a true convolution: tap 0 is the current token's
             return (Squeeze(1),)
-        case "mixer.filter.weight", _:  # Hyena-SE, a cross-correlation
+        case "mixer.filter.weight", _:  # Hyena-SE, a cross-correlation: the last tap is
             return (Squeeze(1), Flip())
         case "mixer.filter.log_poles", _:
             return (Squeeze(2),)
@@ -214,26 +218,25 @@ def _kinds(settings: Settings, layers: int) -> list[str]:
 
 
 def _mixers(settings: Settings, kinds: Iterable[str]) -> dict[str, HyenaConfig | AttentionConfig]:
-    bias = settings.flag("qkv_proj_bias", True)
+    # The defaults are vortex's, which differ for one key between attention and Hyena.
     hyena = partial(
         HyenaConfig,
         short_taps=settings.size("short_filter_length", 3),
         short_bias=settings.flag("short_filter_bias", False),
-        projection_bias=bias,
-        output_bias=settings.flag("hyena_out_proj_bias", True),
+        projection_bias=settings.flag("qkv_proj_bias", False),
+        output_bias=settings.flag("hyena_out_proj_bias", False),
         fp8_projection=settings.flag("use_fp8_input_projections", False),
     )
     mixers: dict[str, HyenaConfig | AttentionConfig] = {}
     for kind in kinds:
         match kind:
-            case "hcs":
-                mixers[kind] = hyena(filter=_taps(settings, "hcs", 7), skip=False)
-            case "hcm":
-                mixers[kind] = hyena(filter=_taps(settings, "hcm", 128))
+            case "hcs" | "hcm":
+                taps = _taps(settings, kind, 7 if kind == "hcs" else TRUE_CONVOLUTION)
+                mixers[kind] = hyena(filter=taps, skip=taps.taps >= TRUE_CONVOLUTION)
             case "hcl":
                 mixers[kind] = hyena(filter=RealModalFilterConfig(modes=settings.size("state_size"), poles="raw"))
             case _:
-                mixers[kind] = _attention(settings, bias)
+                mixers[kind] = _attention(settings)
     return mixers
 
 
@@ -245,13 +248,13 @@ def _taps(settings: Settings, kind: str, default: int) -> ExplicitFilterConfig:
     return ExplicitFilterConfig(taps=settings.size(f"{kind}_filter_length", default), groups=groups)
 
 
-def _attention(settings: Settings, bias: bool) -> AttentionConfig:
+def _attention(settings: Settings) -> AttentionConfig:
     heads = settings.size("num_attention_heads")
     interpolated = settings.flag("use_interpolated_rotary_pos_emb", False)
     return AttentionConfig(
         num_heads=heads,
         num_kv_heads=kv_heads(settings, heads),
-        qkv_bias=bias,
+        qkv_bias=settings.flag("qkv_proj_bias", True),
         output_bias=settings.flag("mha_out_proj_bias", True),
         rope=RopeConfig(
             base=settings.number("rotary_emb_base", 1_000_000.0),

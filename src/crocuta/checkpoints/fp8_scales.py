@@ -19,15 +19,16 @@ def read_scales(where: str, blob: Any) -> tuple[Tensor, Tensor] | None:
     """The scales [] float32 of a projection's input and weight, or None where ``blob`` holds none.
 
     ``blob`` is what a checkpoint has as ``projections._extra_state``: bytes (an io.BytesIO), a uint8 tensor of
-    bytes, an empty tensor or None. Raises WeightsFormatError for scales that are not positive finite numbers.
+    bytes, the mapping itself, an empty tensor or None. Raises WeightsFormatError for scales that are not positive
+    finite numbers.
     """
     if isinstance(blob, Tensor):
         blob = blob.to(torch.uint8).numpy().tobytes() if blob.dtype in (torch.uint8, torch.int8) else b""
     if not blob:
         return None
-    if not isinstance(blob, bytes):
+    if not isinstance(blob, bytes | Mapping):
         raise WeightsFormatError(f"{where} is not a pickle", given=type(blob).__name__, expected="bytes, or nothing")
-    state = parse_torch_bytes(blob)
+    state = parse_torch_bytes(blob, where=where) if isinstance(blob, bytes) else blob
     if not isinstance(state, Mapping):
         return None
     scale = _numbers(where, state, "scale_fwd")

@@ -185,6 +185,8 @@ class KeyMap:
             fields = self._fields(missing | unexpected | shapes.keys())
             fix = "are these the configuration and the weights of one model?"
             fix += f" The fields that decide: {fields}" if fields else ""
+            if not any(listed[:3]):
+                fix = "filters and poles need the float32 that they were trained in: take them from the original file"
             text = ". ".join(filter(None, listed))
             raise WeightsFormatError(f"the weights of {path} do not fit its configuration: {text}", fix=fix)
 

@@ -37,6 +37,7 @@ FORMATS: Final[tuple[Format, ...]] = (
 )
 """Each is asked whether it knows a path, and one must: the only line to edit to add a format."""
 
+_FEW_BLOCKS: Final = 64
 DTYPES: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -131,7 +132,7 @@ def find_format(path: Path) -> Format:
         fix = "keep the files of one checkpoint in the folder"
         raise WeightsFormatError(f"{path} fits {len(found)} formats", given=looked_for, expected="one", fix=fix)
     hint = None if path.is_dir() else "give the folder that the file is in"
-    raise WeightsFormatError(f"{path} is no checkpoint of a known format", expected=looked_for, fix=hint)
+    raise WeightsFormatError(f"{path} is no known checkpoint", expected=looked_for, fix=hint)
 
 
 def _fill(
@@ -143,6 +144,9 @@ def _fill(
     """Build the model on meta, check every name and shape, then read tensor by tensor."""
     config, tensors, tokenizer, _ = contents
     check_vocabulary(config, tokenizer, path)
+    if len(config.blocks) > max(_FEW_BLOCKS, len(tensors.infos)):  # building them all would take its time
+        given, expected = f"{len(tensors.infos)} tensors", f"more than the {len(config.blocks)} blocks configured"
+        raise WeightsFormatError(f"the weights of {path} do not fit its configuration", given=given, expected=expected)
     model = _build(path, config)
     # A parameter that stays wide in a bfloat16 model may not be narrow in a file either.
     floors = _infos(model.to(torch.bfloat16))

@@ -215,7 +215,7 @@ def _place(source: Path, target: Path) -> None:
 
 NATIVE: Final = Format(
     name="crocuta",
-    looks_for=f'{CONFIG} with "format": "crocuta"',
+    looks_for=f'"format": "crocuta" in {CONFIG}',
     detect=_detect,
     read=lambda path, _: read(path),
 )

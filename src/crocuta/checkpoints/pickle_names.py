@@ -16,7 +16,7 @@ import torch
 
 from crocuta.errors import WeightsFormatError
 
-MAX_OPERATIONS: Final = 500_000
+MAX_OPERATIONS: Final = 300_000
 MAX_DIMS: Final = 8
 DTYPES: Final[dict[str, torch.dtype]] = {
     str(dtype): dtype

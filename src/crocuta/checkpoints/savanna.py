@@ -165,7 +165,7 @@ def _adapted(config: ModelConfig, key_map: KeyMap) -> KeyMap:
 
 SAVANNA: Final = Format(
     name="savanna",
-    looks_for="layer_*, mp_rank_* or a .pt, .yml with operator-config",
+    looks_for="layer_*, mp_rank_* or .pt, operator-config in .yml",
     detect=_detect,
     read=_read,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -9,13 +10,16 @@ from typing import Any, Final
 from torch import Tensor
 
 from crocuta.checkpoints.files import TensorFile, TensorInfo, open_tensors
+from crocuta.checkpoints.format import TensorSource
 from crocuta.checkpoints.strict import read_small, strict_json
-from crocuta.checkpoints.torch_file import TensorRef, TorchFile
+from crocuta.checkpoints.torch_file import TensorRef, TorchFile, open_torch
 from crocuta.errors import WeightsFormatError
 
 SAFETENSORS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
+PICKLED: Final = "pytorch_model.bin"
 MAX_SHARDS: Final = 1000
+_SMALL: Final = 4096
 
 
 class SafetensorsSource:
@@ -45,12 +49,24 @@ class SafetensorsSource:
             file.close()
 
 
-def open_hugging_face(folder: Path) -> SafetensorsSource:
-    """``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists.
+def has_hugging_face_weights(folder: Path) -> bool:
+    """Whether ``open_hugging_face`` has something to open."""
+    return folder.is_dir() and any((folder / name).is_file() for name in (SAFETENSORS, INDEX, PICKLED))
+
+
+def open_hugging_face(folder: Path) -> TensorSource:
+    """``model.safetensors``, or the shards that its index lists, or else ``pytorch_model.bin``.
 
     Raises WeightsFormatError if a shard is missing, or holds other tensors than the index says.
     """
     index = folder / INDEX
+    if not index.exists() and not (folder / SAFETENSORS).exists():
+        file = open_torch(folder / PICKLED)
+        try:
+            return TorchSource(file, state_dict_of(folder / PICKLED, file.tree, "state_dict"))
+        except BaseException:
+            file.close()
+            raise
     if not index.exists():
         return SafetensorsSource([folder / SAFETENSORS])
     homes = _read_index(index)
@@ -93,7 +109,9 @@ class TorchSource:
     def __init__(self, file: TorchFile, values: Mapping[str, Any]):
         self._file = file
         self._refs = {name: value for name, value in values.items() if isinstance(value, TensorRef)}
-        self.extras: Mapping[str, Any] = {n: v for n, v in values.items() if not isinstance(v, TensorRef)}
+        self.extras: Mapping[str, Any] = {
+            name: self._with_values(value) for name, value in values.items() if not isinstance(value, TensorRef)
+        }
         self.infos: Mapping[str, TensorInfo] = {n: TensorInfo(r.dtype, r.shape) for n, r in self._refs.items()}
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
@@ -101,6 +119,13 @@ class TorchSource:
 
     def close(self) -> None:
         self._file.close()
+
+    def _with_values(self, value: Any) -> Any:
+        """A mapping with its small tensors, such as scales that were saved without a pickle of their own."""
+        if not isinstance(value, Mapping):
+            return value
+        small = {n: v for n, v in value.items() if isinstance(v, TensorRef) and math.prod(v.shape) <= _SMALL}
+        return {**value, **{name: self._file.read(ref) for name, ref in small.items()}}
 
 
 def state_dict_of(path: Path, tree: Any, *keys: str) -> Mapping[str, Any]:
@@ -114,6 +139,9 @@ def state_dict_of(path: Path, tree: Any, *keys: str) -> Mapping[str, Any]:
             break
     if not isinstance(tree, Mapping) or not all(isinstance(name, str) for name in tree):
         raise WeightsFormatError(f"{path} holds no state dict", given=type(tree).__name__, expected="named tensors")
+    for name in tree:
+        if not (name.isascii() and name.isprintable() and 0 < len(name) <= 256):
+            raise WeightsFormatError(f"{path} has an impossible name", given=ascii(name)[:80])
     if not any(isinstance(value, TensorRef) for value in tree.values()):
         raise WeightsFormatError(f"{path} holds no tensors", given=", ".join(_first(tree)) or "an empty mapping")
     return tree

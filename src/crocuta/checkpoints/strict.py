@@ -14,7 +14,7 @@ from crocuta.errors import CheckpointError, MissingExtraError, WeightsFormatErro
 
 MAX_JSON_BYTES: Final = 8 << 20
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-_MAX_YAML_NODES = 100_000
+_MAX_YAML_BYTES, _MAX_YAML_NODES = 1 << 16, 10_000  # PyYAML takes seconds for more
 ErrorClass: TypeAlias = type[CheckpointError] | type[WeightsFormatError]
 
 
@@ -64,10 +64,13 @@ def _refuse(constant: str) -> None:
 
 
 def strict_yaml(text: str) -> Any:
-    """Parse YAML with plain types only, refusing duplicate keys and aliases; 3e-3 is a number. Raises ValueError.
+    """Parse at most 64 KiB of YAML with plain types, refusing duplicate keys and aliases; 3e-3 is a number.
 
+    Raises ValueError.
     MissingExtraError without PyYAML.
     """
+    if len(text) > _MAX_YAML_BYTES:
+        raise ValueError(f"longer than {_MAX_YAML_BYTES} characters")
     try:
         import yaml
     except ImportError as error:

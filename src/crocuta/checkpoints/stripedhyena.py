@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final, cast
 
 from crocuta.checkpoints.format import Contents, Format, ReadOptions, TensorSource
-from crocuta.checkpoints.keymap import Entry, Flip, KeyMap, Layout, Regroup, Squeeze, SwapGates
+from crocuta.checkpoints.keymap import Entry, Flip, KeyMap, Layout, Regroup, Squeeze
 from crocuta.checkpoints.settings import MAX_LAYERS, Settings, find_yaml, peek_settings, read_settings
-from crocuta.checkpoints.sources import INDEX, SAFETENSORS, TorchSource, open_hugging_face, state_dict_of
+from crocuta.checkpoints.sources import TorchSource, has_hugging_face_weights, open_hugging_face, state_dict_of
 from crocuta.checkpoints.torch_file import open_torch
 from crocuta.config import (
     Activation,
@@ -90,13 +90,10 @@ class Layout1:
     prefix: str = ""
     heads: int | None = None
     """Projections are split per head, among this many (column_split_hyena); None: into three thirds."""
-    flipped: bool = False
-    """x1 comes before x2 (hyena_flip_x1x2)."""
 
     def rows(self) -> tuple[Layout, ...]:
         """From rows as stored to our [x2 | x1 | v]."""
-        split = () if self.heads is None else (Regroup(self.heads, 3),)
-        return (*split, SwapGates()) if self.flipped else split
+        return () if self.heads is None else (Regroup(self.heads, 3),)
 
 
 def key_map(config: ModelConfig, layout: Layout1) -> KeyMap:
@@ -147,9 +144,7 @@ def model_config(settings: Settings, *, rope_base: float, rope_scale: float | No
     """
     hidden, layers = settings.size("hidden_size"), settings.size("num_layers", most=MAX_LAYERS)
     heads = settings.size("num_attention_heads")
-    groups = settings.size("hyena_filter_groups", 1)
-    if groups not in (1, hidden):
-        raise settings.error("hyena_filter_groups", groups, f"1 or {hidden}; the published code fails on all others")
+    settings.refuse("hyena_filter_groups", 1, "the published code cannot decode with others")
     settings.refuse("smeared_gqa", False, "no published model has it")
     settings.refuse("final_norm", True, "the published code fails on all else")
     settings.refuse("short_filter_bias", True, "the published code fails on all else")
@@ -217,7 +212,6 @@ def layout_of(settings: Settings, prefix: str) -> Layout1:
     return Layout1(
         prefix=prefix,
         heads=settings.size("num_attention_heads") if split else None,
-        flipped=settings.flag("hyena_flip_x1x2", False),
     )
 
 
@@ -281,9 +275,7 @@ def _read_standalone(path: Path, _: ReadOptions) -> Contents:
 
 
 def _detect_hugging_face(path: Path) -> bool:
-    if not path.is_dir() or not any((path / name).is_file() for name in (SAFETENSORS, INDEX)):
-        return False
-    return peek_settings(path / "config.json").get("model_type") == "stripedhyena"
+    return has_hugging_face_weights(path) and peek_settings(path / "config.json").get("model_type") == "stripedhyena"
 
 
 def _read_hugging_face(path: Path, _: ReadOptions) -> Contents:
@@ -291,8 +283,7 @@ def _read_hugging_face(path: Path, _: ReadOptions) -> Contents:
     evo = _is_byte_level(settings)
     scale = _published_scale(path, settings) if evo else None
     if not evo:  # transformers leaves out what equals the default
-        given = {key: value for key, value in settings.values.items() if value is not None}
-        settings = Settings(settings.path, {**_STRIPEDHYENA_7B, **given})
+        settings = Settings(settings.path, {**_STRIPEDHYENA_7B, **settings.values})
     config = model_config(settings, rope_base=10_000.0, rope_scale=scale)
     tokenizer = _tokenizer(settings, path)
     return contents_of(settings, config, open_hugging_face(path), tokenizer)
@@ -314,25 +305,28 @@ def _published_scale(path: Path, settings: Settings) -> float | None:
     if longest != 131_072 and not any(re.search(r"evo-?1(\.\d+)?-131k", name.lower()) for name in names):
         return None
     stated = settings.values.get("use_interpolated_rotary_pos_emb"), settings.values.get("rotary_emb_scaling_factor")
-    if stated != (True, LONG_CONTEXT_SCALE):
-        warnings.warn(
-            f"{settings.path} gives (use_interpolated_rotary_pos_emb, rotary_emb_scaling_factor) = {stated}; "
-            f"the model was published for (true, {LONG_CONTEXT_SCALE:g}), which is used",
-            CrocutaWarning,
-            stacklevel=2,
-        )
+    if stated == (True, LONG_CONTEXT_SCALE):
+        return LONG_CONTEXT_SCALE
+    if stated[0] is True and stated[1] not in (None, 1):
+        return None  # of a model that was trained further, to another length
+    warnings.warn(
+        f"{settings.path} gives (use_interpolated_rotary_pos_emb, rotary_emb_scaling_factor) = {stated}; "
+        f"the model was published for (true, {LONG_CONTEXT_SCALE:g}), which is used",
+        CrocutaWarning,
+        stacklevel=2,
+    )
     return LONG_CONTEXT_SCALE
 
 
 STANDALONE: Final = Format(
     name="stripedhyena",
-    looks_for="config.yml with hyena_layer_idxs, a .bin",
+    looks_for="hyena_layer_idxs in config.yml, .bin",
     detect=_detect_standalone,
     read=_read_standalone,
 )
 HUGGING_FACE: Final = Format(
     name="stripedhyena-hf",
-    looks_for="config.json of type stripedhyena",
+    looks_for="type stripedhyena in config.json, safetensors",
     detect=_detect_hugging_face,
     read=_read_hugging_face,
 )

@@ -12,14 +12,18 @@ leaves where one part is met on many paths.
 
 from __future__ import annotations
 
+import io
 import pickletools
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
 from crocuta.checkpoints.pickle_names import MAX_OPERATIONS, Opaque, Pending, Toolbox, call, look_up, too_much
 from crocuta.errors import WeightsFormatError
 
-MAX_PICKLE_BYTES: Final = 64 << 20
+MAX_PICKLE_BYTES: Final = 32 << 20
+MAX_ITEM_BYTES: Final = 8 << 20
+_MAX_WIDE_TEXT_BYTES = 8 << 20
 MAX_DEPTH: Final = 64
 _MAX_INTEGER_BITS = 512
 _VALUES = {
@@ -84,11 +88,20 @@ def parse_pickle_at(
     return value, begin + end
 
 
+class _Stream(io.BytesIO):
+    """The bytes of a pickle, of which no operation takes many at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_ITEM_BYTES:
+            raise ValueError(f"an item of {size} bytes, more than {MAX_ITEM_BYTES}")
+        return super().read(size)
+
+
 class _Machine:
     """The stack, the marks in it, and the memo of values that are met again."""
 
     def __init__(self, persistent: Callable[[Any], Any] | None, tools: Toolbox):
-        self.place = 0
+        self.place = self._wide_text = 0
         self._persistent, self._tools = persistent, tools
         self._stack: list[Any] = []
         self._marks: list[int] = []
@@ -101,12 +114,12 @@ class _Machine:
     def run(self, data: bytes) -> tuple[Any, int]:
         """The value, and how many bytes the pickle took. Raises ValueError, IndexError or WeightsFormatError."""
         steps, push = self._steps, self._stack.append
-        for count, (operation, argument, place) in enumerate(pickletools.genops(data)):
+        for count, (operation, argument, place) in enumerate(pickletools.genops(_Stream(data))):
             self.place, name = place or 0, operation.name
             if count >= self._tools.operations:
                 raise too_much(f"more than {count} operations in a pickle")
             if name in _VALUES:
-                push(_checked(argument))
+                push(self._checked(argument))
             elif name in _CONSTANTS:
                 push(_CONSTANTS[name])
             elif name in _EMPTY:
@@ -121,6 +134,16 @@ class _Machine:
         if self._marks or len(self._stack) != 1:
             raise ValueError(f"{len(self._stack)} values are left at its end, expected one")
         return self._stack[0], self.place + 1
+
+    def _checked(self, value: Any) -> Any:
+        if type(value) is int and value.bit_length() > _MAX_INTEGER_BITS:
+            raise ValueError(f"an integer of {value.bit_length()} bits")
+        # One wide character makes every character of a text take four bytes.
+        if type(value) is str and (size := sys.getsizeof(value)) > 200 + 1.5 * len(value):
+            self._wide_text += size
+            if self._wide_text > _MAX_WIDE_TEXT_BYTES:
+                raise too_much(f"more than {_MAX_WIDE_TEXT_BYTES} bytes of text in rare letters")
+        return bytes(value) if type(value) is bytearray else value
 
     # --- stack ---
 
@@ -303,12 +326,6 @@ class _Machine:
         if self._persistent is None:
             raise ValueError("a persistent id, and there is nothing it could refer to")
         self._push_container(self._persistent(identity))
-
-
-def _checked(value: Any) -> Any:
-    if type(value) is int and value.bit_length() > _MAX_INTEGER_BITS:
-        raise ValueError(f"an integer of {value.bit_length()} bits")
-    return bytes(value) if type(value) is bytearray else value
 
 
 def _check_tree(root: Any) -> None:

@@ -47,10 +47,11 @@ class HyenaMixer(Mixer):
         self.output = Linear(channels, channels, bias=config.output_bias)
         self._fir_gate = fir_gate_stepwise if precision == "upstream" else fir_gate
         self._with_skip = _skip_rule(config.filter, precision)
+        self._unproject = unproject_stepwise if precision == "upstream" else unproject
 
     def forward(self, x: Hidden) -> Hidden:
         x2, u = self._fir_gate(project(x, self.projection), self.short_taps, self.short_bias)
-        return unproject(x2 * self._with_skip(self.filter.convolve, u, self.skip), self.output)
+        return self._unproject(x2 * self._with_skip(self.filter.convolve, u, self.skip), self.output)
 
     def init_state(self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype) -> HyenaState:
         channels = self.short_taps.shape[0]
@@ -66,7 +67,7 @@ class HyenaMixer(Mixer):
         def convolve(u: Hidden, skip: Tensor | None) -> Hidden:
             return self.filter.extend(u, skip, state.long, lengths)
 
-        return unproject(x2 * self._with_skip(convolve, u, self.skip), self.output)
+        return self._unproject(x2 * self._with_skip(convolve, u, self.skip), self.output)
 
 
 def build_filter(config: FilterConfig, channels: int) -> Filter:
@@ -124,3 +125,12 @@ def unproject(y: Hidden, linear: nn.Linear) -> Hidden:
         torch.mm(flat, linear.weight.t()) if linear.bias is None else torch.addmm(linear.bias, flat, linear.weight.t())
     )
     return out.view(b, l, -1)
+
+
+def unproject_stepwise(y: Hidden, linear: nn.Linear) -> Hidden:
+    """``unproject`` with the product rounded to y's dtype before the bias is added, as the published code does."""
+    b, l, d = y.shape
+    product = torch.mm(y.permute(2, 0, 1).reshape(d, b * l).t(), linear.weight.t()).view(b, l, -1)
+    if linear.bias is None:
+        return product
+    return product + linear.bias if compute_dtype(y.dtype) != y.dtype else unproject(y, linear)
