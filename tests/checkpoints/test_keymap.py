@@ -1,5 +1,8 @@
 """Layouts against the literal words of the published code, and their inverses."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -115,3 +118,15 @@ def test_problems_are_named_with_the_fields_that_explain_them():
     assert "1 misshapen: x.again" in refusal({**FOUND, "x.again": TensorInfo(torch.float32, (2, 6))})
     assert "x.b is torch.float8_e4m3fn" in refusal({**FOUND, "x.b": TensorInfo(torch.float8_e4m3fn, (4,))})
     assert "x.b is torch.int32" in refusal({**FOUND, "x.b": TensorInfo(torch.int32, (4,))})
+
+
+def test_shapes_are_found_without_torchs_compiler():
+    """On meta tensors some operations import it, which takes a second of every load."""
+    code = (
+        "import sys, torch\n"
+        "from crocuta.checkpoints.keymap import Entry, Flip, Padded, Regroup, Squeeze, SwapGates\n"
+        "layouts = (Squeeze(1), Flip(), Regroup(2, 3), SwapGates(), Padded(0, 4, 6))\n"
+        "assert Entry('a', 'b', layouts).store(torch.empty(4, 2, device='meta')).shape == (6, 1, 2)\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

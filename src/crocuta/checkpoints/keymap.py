@@ -26,7 +26,10 @@ SHOWN = 20
 
 
 class Layout(Protocol):
-    """A rearrangement of one tensor."""
+    """A rearrangement of one tensor.
+
+    Also of meta tensors, to know shapes; not by ``torch.cat``, which imports torch's compiler there (a second).
+    """
 
     def load(self, tensor: Tensor) -> Tensor:
         """Their arrangement to ours."""
@@ -56,8 +59,8 @@ class SwapGates:
     """The first two thirds of the rows change places: x1 | x2 | v in theirs (hyena_flip_x1x2)."""
 
     def load(self, tensor: Tensor) -> Tensor:
-        first, second, third = tensor.chunk(3)
-        return torch.cat([second, first, third])
+        order = torch.tensor([1, 0, 2], device=tensor.device)
+        return tensor.unflatten(0, (3, -1)).index_select(0, order).flatten(0, 1)
 
     def store(self, tensor: Tensor) -> Tensor:
         return self.load(tensor)
@@ -100,8 +103,10 @@ class Padded:
 
     def store(self, tensor: Tensor) -> Tensor:
         shape = list(tensor.shape)
-        shape[self.axis] = self.whole - self.kept
-        return torch.cat([tensor, tensor.new_zeros(shape)], self.axis)
+        shape[self.axis] = self.whole
+        padded = tensor.new_zeros(shape)
+        padded.narrow(self.axis, 0, self.kept).copy_(tensor)
+        return padded
 
 
 def _swap(tensor: Tensor, outer: int, inner: int) -> Tensor:
