@@ -29,7 +29,7 @@ from _timing import RESULTS, manifest, mebibytes, peak_resident_bytes, resident_
 from torch import Tensor
 
 from crocuta.checkpoints import describe
-from crocuta.checkpoints.evo2_layout import Layout2, key_map
+from crocuta.checkpoints.families.evo2_layout import Layout2, key_map
 from crocuta.checkpoints.load import load
 from crocuta.config import ModelConfig
 from crocuta.model.build import build_model

@@ -19,7 +19,7 @@ import torch
 from forged_archives import FLOATS, named, saved, state_dict, tensor
 from hostile_files import CORPUS, MARKER, Call
 
-from crocuta.checkpoints.torch_file import open_torch, parse_torch_bytes, tensor_refs
+from crocuta.checkpoints.torch_save.file import open_torch, parse_torch_bytes, tensor_refs
 
 CODE_EVENTS = (
     "exec",

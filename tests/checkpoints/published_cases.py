@@ -11,7 +11,7 @@ import pytest
 from published_keys import BF16, F32, Keys
 from torch import Tensor
 
-from crocuta.checkpoints import evo2_layout, hyenadna, stripedhyena
+from crocuta.checkpoints.families import evo2_layout, hyenadna, stripedhyena
 from crocuta.checkpoints.files import TensorInfo
 from crocuta.checkpoints.keymap import KeyMap
 from crocuta.checkpoints.settings import Settings

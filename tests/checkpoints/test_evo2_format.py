@@ -8,7 +8,7 @@ import pytest
 import torch
 from published_folders import EVO2, GOLDEN, expected, read_config, read_weights, rewrite, setting
 
-from crocuta.checkpoints import evo2
+from crocuta.checkpoints.families import evo2
 from crocuta.checkpoints.load import load
 from crocuta.checkpoints.native import save
 from crocuta.config import AttentionConfig, GatedMLPConfig, HyenaConfig

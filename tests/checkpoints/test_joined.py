@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crocuta.checkpoints.joined import MAX_OPEN, MAX_PARTS, JoinedFile, Memory
+from crocuta.checkpoints.torch_save.joined import MAX_OPEN, MAX_PARTS, JoinedFile, Memory
 from crocuta.errors import WeightsFormatError
 
 

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crocuta.checkpoints.evo2_layout import Layout2
+from crocuta.checkpoints.families.evo2_layout import Layout2
+from crocuta.checkpoints.families.stripedhyena import Layout1
 from crocuta.checkpoints.files import TensorInfo
 from crocuta.checkpoints.keymap import Entry, Flip, KeyMap, Layout, Padded, Regroup, Squeeze, SwapGates
-from crocuta.checkpoints.stripedhyena import Layout1
 from crocuta.errors import WeightsFormatError
 
 CHANNELS, HEADS = 12, 3

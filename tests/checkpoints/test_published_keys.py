@@ -14,7 +14,7 @@ from published_cases import CASES, Case, every_case, mapped, ours, with_units
 from published_keys import BF16, F32, Stored
 from torch import Tensor
 
-from crocuta.checkpoints import evo2_layout, stripedhyena
+from crocuta.checkpoints.families import evo2_layout, stripedhyena
 from crocuta.checkpoints.files import TensorInfo
 from crocuta.checkpoints.keymap import Entry, Padded
 from crocuta.checkpoints.settings import Settings

@@ -15,7 +15,7 @@ from published_cases import CASES, Listed, mapped, ours, with_units
 from published_keys import BYTES, Keys
 from torch import Tensor
 
-from crocuta.checkpoints import evo2, evo2_layout, hyenadna, stripedhyena
+from crocuta.checkpoints.families import evo2, evo2_layout, hyenadna, stripedhyena
 from crocuta.checkpoints.files import TensorInfo
 from crocuta.checkpoints.format import Contents, ReadOptions
 from crocuta.checkpoints.settings import Settings

@@ -16,10 +16,10 @@ from savanna_writer import (
 )
 
 import crocuta
-from crocuta.checkpoints import savanna_files
+from crocuta.checkpoints.families import savanna_files
+from crocuta.checkpoints.families.savanna import SAVANNA
 from crocuta.checkpoints.load import FORMATS, find_format
-from crocuta.checkpoints.savanna import SAVANNA
-from crocuta.checkpoints.torch_file import TorchFile, open_torch
+from crocuta.checkpoints.torch_save.file import TorchFile, open_torch
 from crocuta.config import (
     ComplexModalFilterConfig,
     RealModalFilterConfig,
@@ -257,7 +257,7 @@ def test_settings_that_are_broken_are_reported_and_not_overlooked(model, tmp_pat
 @pytest.mark.parametrize("suffix", [".pt", ".pt.part0"])
 def test_a_published_name_needs_no_settings(suffix, tmp_path, monkeypatch):
     small = tiny(SE, MR, LI, ATTENTION, vocabulary=512)
-    monkeypatch.setattr("crocuta.checkpoints.savanna.preset", lambda name: {"evo2-7b-1m": small.config}[name])
+    monkeypatch.setattr("crocuta.checkpoints.families.savanna.preset", lambda name: {"evo2-7b-1m": small.config}[name])
     checkpoint = SavannaCheckpoint(small)
     for layer in (2, 3, 4):
         checkpoint.tensors[f"{layer}.mixer.dense_projection._extra_state"] = extra_state(1.0, 1.0)

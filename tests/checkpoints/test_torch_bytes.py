@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from crocuta.checkpoints import torch_file
-from crocuta.checkpoints.torch_file import parse_torch_bytes
+from crocuta.checkpoints.torch_save import file as torch_file
+from crocuta.checkpoints.torch_save.file import parse_torch_bytes
 from crocuta.errors import WeightsFormatError
 
 

@@ -15,10 +15,10 @@ from forged_archives import FLOATS, End, Entry, archive, entries, saved, state_d
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crocuta.checkpoints import torch_file
-from crocuta.checkpoints.joined import JoinedFile
-from crocuta.checkpoints.pickle_names import DTYPES
-from crocuta.checkpoints.torch_file import Opaque, open_torch, tensor_refs
+from crocuta.checkpoints.torch_save import file as torch_file
+from crocuta.checkpoints.torch_save.file import Opaque, open_torch, tensor_refs
+from crocuta.checkpoints.torch_save.joined import JoinedFile
+from crocuta.checkpoints.torch_save.names import DTYPES
 from crocuta.errors import InputError, WeightsFormatError
 
 

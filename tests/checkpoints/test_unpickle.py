@@ -16,9 +16,9 @@ from forged_archives import named, number, tensor, text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crocuta.checkpoints import unpickle
-from crocuta.checkpoints.pickle_names import MAX_OPERATIONS, Opaque, Storage, TensorRef, Toolbox, storage_of
-from crocuta.checkpoints.unpickle import MAX_DEPTH, parse_pickle, parse_pickle_at
+from crocuta.checkpoints.torch_save import unpickle
+from crocuta.checkpoints.torch_save.names import MAX_OPERATIONS, Opaque, Storage, TensorRef, Toolbox, storage_of
+from crocuta.checkpoints.torch_save.unpickle import MAX_DEPTH, parse_pickle, parse_pickle_at
 from crocuta.errors import WeightsFormatError
 
 PROTOCOLS = range(6)

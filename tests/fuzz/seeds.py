@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import crocuta
-from crocuta.checkpoints.torch_file import open_torch, parse_torch_bytes, tensor_refs
+from crocuta.checkpoints.torch_save.file import open_torch, parse_torch_bytes, tensor_refs
 from crocuta.tokenizers.bytes import ByteTokenizer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

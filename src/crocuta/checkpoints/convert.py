@@ -23,12 +23,13 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from crocuta.checkpoints import commit, describe, evo2_layout, hyenadna, native, stripedhyena
-from crocuta.checkpoints.evo2_layout import Layout2
+from crocuta.checkpoints import commit, describe, native
+from crocuta.checkpoints.families import evo2_layout, hyenadna, stripedhyena
+from crocuta.checkpoints.families.evo2_layout import Layout2
+from crocuta.checkpoints.families.stripedhyena import HF_PREFIX, Layout1
 from crocuta.checkpoints.files import write_tensors
 from crocuta.checkpoints.keymap import KeyMap
 from crocuta.checkpoints.load import load
-from crocuta.checkpoints.stripedhyena import HF_PREFIX, Layout1
 from crocuta.config import AttentionConfig, ImplicitFilterConfig, ModelConfig, RopeConfig
 from crocuta.errors import CheckpointError, InputError, MissingExtraError
 from crocuta.model.filters import positional_features, window_rates

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
-from crocuta.checkpoints import evo2_layout, hyenadna, stripedhyena
+from crocuta.checkpoints.families import evo2_layout, hyenadna, stripedhyena
 from crocuta.checkpoints.settings import Settings
 from crocuta.config import (
     AttentionConfig,

@@ -11,7 +11,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from crocuta.checkpoints import evo2, hyenadna, savanna, stripedhyena
+from crocuta.checkpoints.families import evo2, hyenadna, savanna, stripedhyena
 from crocuta.checkpoints.files import TensorInfo, all_finite
 from crocuta.checkpoints.format import Contents, Format, ReadOptions, TensorSource
 from crocuta.checkpoints.hub import looks_like_hub_name, resolve

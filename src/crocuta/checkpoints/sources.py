@@ -12,7 +12,7 @@ from torch import Tensor
 from crocuta.checkpoints.files import TensorFile, TensorInfo, open_tensors
 from crocuta.checkpoints.format import TensorSource
 from crocuta.checkpoints.strict import read_small, strict_json
-from crocuta.checkpoints.torch_file import TensorRef, TorchFile, open_torch
+from crocuta.checkpoints.torch_save.file import TensorRef, TorchFile, open_torch
 from crocuta.errors import WeightsFormatError
 
 SAFETENSORS: Final = "model.safetensors"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from crocuta.checkpoints.families.stripedhyena import activation_of, gated_width, kv_heads
 from crocuta.checkpoints.keymap import Entry, Flip, KeyMap, Layout, Padded, Regroup, Squeeze, SwapGates
 from crocuta.checkpoints.settings import MAX_LAYERS, Settings
-from crocuta.checkpoints.stripedhyena import activation_of, gated_width, kv_heads
 from crocuta.config import (
     AttentionConfig,
     BlockConfig,

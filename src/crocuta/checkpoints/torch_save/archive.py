@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from crocuta.checkpoints.joined import ByteSource
+from crocuta.checkpoints.torch_save.joined import ByteSource
 from crocuta.errors import WeightsFormatError
 
 MAX_RECORDS: Final = 100_000

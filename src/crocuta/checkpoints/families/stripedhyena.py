@@ -17,7 +17,7 @@ from crocuta.checkpoints.format import Contents, Format, ReadOptions, TensorSour
 from crocuta.checkpoints.keymap import Entry, Flip, KeyMap, Layout, Regroup, Squeeze
 from crocuta.checkpoints.settings import MAX_LAYERS, Settings, find_yaml, peek_settings, read_settings
 from crocuta.checkpoints.sources import TorchSource, has_hugging_face_weights, open_hugging_face, state_dict_of
-from crocuta.checkpoints.torch_file import open_torch
+from crocuta.checkpoints.torch_save.file import open_torch
 from crocuta.config import (
     Activation,
     AttentionConfig,

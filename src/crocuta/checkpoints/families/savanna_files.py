@@ -20,11 +20,11 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from crocuta.checkpoints.evo2 import weights_of
+from crocuta.checkpoints.families.evo2 import weights_of
 from crocuta.checkpoints.files import TensorInfo
 from crocuta.checkpoints.keymap import SHOWN
 from crocuta.checkpoints.sources import state_dict_of
-from crocuta.checkpoints.torch_file import TensorRef, TorchFile, open_torch
+from crocuta.checkpoints.torch_save.file import TensorRef, TorchFile, open_torch
 from crocuta.errors import WeightsFormatError
 
 _LAYER = re.compile(r"layer_(?P<layer>\d+)-model_(?P<shard>\d+)-model_states\.pt")

@@ -16,10 +16,10 @@ from typing import Final, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from crocuta.checkpoints.evo2_layout import FREQUENCIES
+from crocuta.checkpoints.families.evo2_layout import FREQUENCIES
+from crocuta.checkpoints.families.savanna_files import Shards, show
 from crocuta.checkpoints.files import TensorInfo
 from crocuta.checkpoints.keymap import SHOWN
-from crocuta.checkpoints.savanna_files import Shards, show
 from crocuta.config import (
     AttentionConfig,
     BlockConfig,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crocuta.checkpoints.torch_file import parse_torch_bytes
+from crocuta.checkpoints.torch_save.file import parse_torch_bytes
 from crocuta.errors import WeightsFormatError
 
 INPUT, WEIGHT = 0, 1

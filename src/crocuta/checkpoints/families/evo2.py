@@ -14,13 +14,20 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from crocuta.checkpoints.evo2_layout import FREQUENCIES, TRUE_CONVOLUTION, Layout2, key_map, layout_of, model_config
+from crocuta.checkpoints.families.evo2_layout import (
+    FREQUENCIES,
+    TRUE_CONVOLUTION,
+    Layout2,
+    key_map,
+    layout_of,
+    model_config,
+)
+from crocuta.checkpoints.families.fp8_scales import read_scales
 from crocuta.checkpoints.files import TensorInfo
 from crocuta.checkpoints.format import Contents, Format, ReadOptions, TensorSource
-from crocuta.checkpoints.fp8_scales import read_scales
 from crocuta.checkpoints.settings import find_yaml, peek_settings, read_settings
 from crocuta.checkpoints.sources import TorchSource, state_dict_of
-from crocuta.checkpoints.torch_file import open_torch
+from crocuta.checkpoints.torch_save.file import open_torch
 from crocuta.config import AttentionConfig, GatedMLPConfig, HyenaConfig, MixerConfig, ModelConfig
 from crocuta.errors import CrocutaWarning, WeightsFormatError
 from crocuta.presets import preset

@@ -1,6 +1,6 @@
 """Files of ``torch.save`` (.pt, .bin, .ckpt; whole or in parts), read tensor by tensor, with nothing in them run.
 
-The archive is checked by ``torch_archive.py``, the pickle in it is read as data by ``unpickle.py``, and every tensor is
+The archive is checked by ``archive.py``, the pickle in it is read as data by ``unpickle.py``, and every tensor is
 checked against the record that its values lie in, before anything is allocated for it. Values are read into memory of
 their own. The checksum of the pickle is always compared, that of a tensor's record where the whole of it is read, which
 costs less than reading it; torch itself compares none.
@@ -16,10 +16,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from crocuta.checkpoints.joined import ByteSource, JoinedFile, Memory
-from crocuta.checkpoints.pickle_names import Opaque, Storage, TensorRef, Toolbox, storage_of
-from crocuta.checkpoints.torch_archive import Archive
-from crocuta.checkpoints.unpickle import MAX_PICKLE_BYTES, parse_pickle, parse_pickle_at
+from crocuta.checkpoints.torch_save.archive import Archive
+from crocuta.checkpoints.torch_save.joined import ByteSource, JoinedFile, Memory
+from crocuta.checkpoints.torch_save.names import Opaque, Storage, TensorRef, Toolbox, storage_of
+from crocuta.checkpoints.torch_save.unpickle import MAX_PICKLE_BYTES, parse_pickle, parse_pickle_at
 from crocuta.errors import InputError, WeightsFormatError
 
 __all__ = ["Opaque", "Storage", "TensorRef", "TorchFile", "open_torch", "parse_torch_bytes"]

@@ -1,7 +1,7 @@
 """Pickles of weights files, read as data: nothing that a pickle names is ever imported or called.
 
 A pickle is a program for a small stack machine. This machine knows the operations that ``torch.save`` and
-``pickle.dumps`` write for plain values, and for names the closed table of ``pickle_names.py``: a few that stand for
+``pickle.dumps`` write for plain values, and for names the closed table of ``names.py``: a few that stand for
 values (tensors, dictionaries, numbers), some that become an inert ``Opaque``, and all others are refused. Operations
 are told apart by ``pickletools``, which describes pickles and runs none.
 
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from crocuta.checkpoints.pickle_names import MAX_OPERATIONS, Opaque, Pending, Toolbox, call, look_up, too_much
+from crocuta.checkpoints.torch_save.names import MAX_OPERATIONS, Opaque, Pending, Toolbox, call, look_up, too_much
 from crocuta.errors import WeightsFormatError
 
 MAX_PICKLE_BYTES: Final = 32 << 20

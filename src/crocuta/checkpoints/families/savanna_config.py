@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from crocuta.checkpoints.families.savanna_files import folder_of
 from crocuta.checkpoints.files import TensorInfo
-from crocuta.checkpoints.savanna_files import folder_of
 from crocuta.checkpoints.settings import MAX_LAYERS, Settings, read_settings
 from crocuta.checkpoints.strict import read_small
 from crocuta.config import (

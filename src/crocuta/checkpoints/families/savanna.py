@@ -18,20 +18,20 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Final
 
-from crocuta.checkpoints.evo2 import contents_of, with_published_fp8
-from crocuta.checkpoints.evo2_layout import Layout2
-from crocuta.checkpoints.format import Contents, Format, ReadOptions
-from crocuta.checkpoints.fp8_scales import read_scales
-from crocuta.checkpoints.keymap import Entry, KeyMap
-from crocuta.checkpoints.savanna_config import (
+from crocuta.checkpoints.families.evo2 import contents_of, with_published_fp8
+from crocuta.checkpoints.families.evo2_layout import Layout2
+from crocuta.checkpoints.families.fp8_scales import read_scales
+from crocuta.checkpoints.families.savanna_config import (
     find_configurations,
     has_other_configuration,
     head_axis,
     model_config,
     read_configuration,
 )
-from crocuta.checkpoints.savanna_files import Piece, Shards, find_pieces, is_partitioned, show
-from crocuta.checkpoints.savanna_tensors import SavannaSource
+from crocuta.checkpoints.families.savanna_files import Piece, Shards, find_pieces, is_partitioned, show
+from crocuta.checkpoints.families.savanna_tensors import SavannaSource
+from crocuta.checkpoints.format import Contents, Format, ReadOptions
+from crocuta.checkpoints.keymap import Entry, KeyMap
 from crocuta.checkpoints.settings import Settings
 from crocuta.config import ComplexModalFilterConfig, HyenaConfig, ModelConfig
 from crocuta.errors import ConfigError, WeightsFormatError

@@ -1,0 +1,1 @@
+"""The published families: how each is recognised, read into a configuration, and laid out."""

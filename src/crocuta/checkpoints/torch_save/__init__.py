@@ -1,0 +1,1 @@
+"""Files of ``torch.save``, read lazily and without executing anything that they name."""
