@@ -50,7 +50,7 @@ test: ## Run the test suite (under 10 minutes on 2 cores); ARGS="-k word" narrow
 	$(call install,dev)
 	$(BIN)/python -m pytest $(ARGS)
 
-fuzz: ## Read 20,000 mutated checkpoints of every format (an hour or two); ARGS="--format evo2 --count 500" narrows it.
+fuzz: ## Read 20,000 mutated checkpoints of every format (an hour); ARGS="--format evo2 --count 500" narrows it.
 	$(call install,dev)
 	$(BIN)/python tests/fuzz/fuzz_files.py --count 20000 $(ARGS)
 

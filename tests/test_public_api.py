@@ -45,13 +45,16 @@ def folder(tmp_path_factory):
 def test_the_docstring_s_lines(folder, tmp_path):
     """Every line of the module's example, run as it stands but for the folder's name."""
     example = [line.strip() for line in (crocuta.__doc__ or "").splitlines() if line.startswith("    ")]
-    assert len(example) == 6
+    assert len(example) == 7
     names = {"crocuta": crocuta, "ids": torch.randint(0, 256, (2, 11))}
-    code = "\n".join(example).replace("runs/demo-text", str(folder)).replace('"folder"', repr(str(tmp_path / "copy")))
+    code = "\n".join(example).replace("runs/demo-text", str(folder))
+    for name in ("folder", "other"):
+        code = code.replace(f'"{name}"', repr(str(tmp_path / name)))
     exec(code, names)
     assert names["logits"].shape == (2, 11, 256)
-    copy, _ = crocuta.load(tmp_path / "copy")
-    assert torch.equal(copy.embedding.weight, names["model"].embedding.weight)
+    for name in ("folder", "other"):
+        copy, _ = crocuta.load(tmp_path / name)
+        assert torch.equal(copy.embedding.weight, names["model"].embedding.weight)
 
 
 def test_from_a_folder_to_text_scores_and_embeddings(folder):

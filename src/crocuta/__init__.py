@@ -6,6 +6,7 @@
     crocuta.score(model, tokenizer, ["ACGT", "GATTACA"])
     crocuta.embed(model, tokenizer, ["ACGT"])
     crocuta.save(model, tokenizer, "folder")
+    crocuta.convert("folder", "other", "native")           # or to a layout that the published code reads
 
 Importing this imports nothing heavy: each name is fetched when it is first used.
 """
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from crocuta.checkpoints.convert import convert
     from crocuta.checkpoints.load import load
     from crocuta.checkpoints.native import save
     from crocuta.config import ModelConfig
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from crocuta.training.loop import train
 
 _HOMES = {
+    "convert": "checkpoints.convert",
     "load": "checkpoints.load",
     "save": "checkpoints.native",
     "ModelConfig": "config",
@@ -65,6 +68,7 @@ __all__ = [
     "Score",
     "TrainConfig",
     "build_model",
+    "convert",
     "embed",
     "generate",
     "load",
