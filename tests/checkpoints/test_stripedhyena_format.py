@@ -199,7 +199,7 @@ def test_an_index_that_is_wrong(change, message, tmp_path):
         ({"hyena_filter_groups": 64}, "hyena_filter_groups: got 64; expected 1"),
         ({"mlp_activation": "relu"}, "mlp_activation: got 'relu'; expected silu or gelu"),
         ({"proj_groups": 3}, "proj_groups: got 3; expected a divisor of num_attention_heads=8"),
-        ({"num_layers": 10**9}, "num_layers: got 1000000000; expected a whole number from 1 to 10000"),
+        ({"num_layers": 10**9}, "num_layers: got 1000000000; expected a whole number from 1 to 1000"),
         ({"num_layers": True}, "num_layers: got True"),
         ({"hidden_size": "64"}, "hidden_size: got '64'"),
         ({"eps": -1.0}, "eps: got -1.0"),

@@ -11,7 +11,7 @@ from crocuta.checkpoints.strict import read_small, strict_json, strict_yaml
 from crocuta.errors import ConfigError, MissingExtraError, WeightsFormatError
 
 _REQUIRED: Final = object()
-MAX_LAYERS: Final = 10_000
+MAX_LAYERS: Final = 1_000
 MAX_SIZE: Final = 1 << 24
 """Largest width, vocabulary or filter length that is taken for a size and not for damage."""
 
