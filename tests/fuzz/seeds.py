@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import sys
 import tempfile
 import warnings
 import zlib
@@ -15,6 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load, save
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "checkpoints"))
+from savanna_models import ATTENTION, LI, MR, SE, tiny, write
+from savanna_writer import SavannaCheckpoint
 
 import crocuta
 from crocuta.checkpoints.torch_save.file import open_torch, parse_torch_bytes, tensor_refs
@@ -52,6 +59,24 @@ def native() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         crocuta.save(model, ByteTokenizer(), Path(folder) / "m")
         return files_of(Path(folder) / "m")
+
+
+def savanna() -> dict[str, bytes]:
+    """One file a layer, as the trainer writes them, beside its settings."""
+    checkpoint = SavannaCheckpoint(tiny(SE, MR, LI, ATTENTION))
+    with tempfile.TemporaryDirectory() as folder:
+        return files_of(write(Path(folder), checkpoint, "layers"))
+
+
+def sharded() -> dict[str, bytes]:
+    """The weights of Evo 1 in two files and an index."""
+    files = golden("evo1-131k-tiny-hf")()
+    tensors = load(files.pop("model.safetensors"))
+    homes = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(sorted(tensors))}
+    for home in set(homes.values()):
+        files[home] = save({name: tensor for name, tensor in tensors.items() if homes[name] == home})
+    files["model.safetensors.index.json"] = json.dumps({"metadata": {}, "weight_map": homes}).encode()
+    return files
 
 
 def pickled(value: object) -> bytes:
@@ -111,7 +136,7 @@ def blob(protocol: int) -> Callable[[], dict[str, bytes]]:
 # --- what is done with them ---
 
 
-def load(folder: Path) -> None:
+def load_model(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         crocuta.load(folder)
@@ -145,13 +170,17 @@ def read_carelessly(folder: Path) -> None:
 
 
 TARGETS: dict[str, Target] = {
-    "native": Target(native, load, sealed=True),
-    "native-unsealed": Target(lambda: {name: data for name, data in native().items() if name != "manifest.json"}, load),
-    "stripedhyena": Target(golden("stripedhyena-tiny-standalone"), load),
-    "evo1": Target(golden("evo1-131k-tiny-hf"), load),
-    "evo2": Target(golden("evo2-8k-tiny"), load),
-    "hyenadna-ckpt": Target(golden("hyenadna-tiny-ckpt"), load),
-    "hyenadna-hf": Target(golden("hyenadna-tiny-hf"), load),
+    "native": Target(native, load_model, sealed=True),
+    "native-unsealed": Target(
+        lambda: {name: data for name, data in native().items() if name != "manifest.json"}, load_model
+    ),
+    "stripedhyena": Target(golden("stripedhyena-tiny-standalone"), load_model),
+    "evo1": Target(golden("evo1-131k-tiny-hf"), load_model),
+    "evo1-sharded": Target(sharded, load_model),
+    "evo2": Target(golden("evo2-8k-tiny"), load_model),
+    "savanna": Target(savanna, load_model),
+    "hyenadna-ckpt": Target(golden("hyenadna-tiny-ckpt"), load_model),
+    "hyenadna-hf": Target(golden("hyenadna-tiny-hf"), load_model),
     "torch": Target(training, read_torch),
     "blob": Target(blob(2), read_blob),
     "blob4": Target(blob(4), read_blob),
