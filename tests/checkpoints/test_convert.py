@@ -1,5 +1,6 @@
 """Conversion keeps every bit, in every layout that the published code reads, and says so where it cannot."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -15,6 +16,7 @@ from crocuta.config import ModelConfig
 from crocuta.errors import CheckpointError, ConfigError, InputError
 from crocuta.model.build import build_model
 from crocuta.presets import preset
+from crocuta.tokenizers.dna import DNATokenizer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 HOME = {
@@ -147,3 +149,56 @@ def test_the_description_holds_what_the_published_code_reads(tmp_path):
     assert {key: ours[key] for key in decisive} == {key: theirs[key] for key in decisive}
     assert ours["rotary_emb_scaling_factor"] == 16
     assert ours["use_flashfft"] is False
+
+
+# --- what must not be lost on the way ---
+
+
+@pytest.mark.parametrize("to", ["evo1-hf", "stripedhyena"])
+def test_a_tokenizer_that_the_layout_does_not_imply_is_refused(to, tmp_path):
+    model, _ = load(GOLDEN / "evo1-131k-tiny-hf")
+    crocuta.save(model, DNATokenizer(), tmp_path / "ours")
+    with pytest.raises(ConfigError, match=rf"the layout {to} cannot keep this model's tokenizer: got .*dna"):
+        convert(tmp_path / "ours", tmp_path / "theirs", to)
+    crocuta.save(model, None, tmp_path / "none")
+    convert(tmp_path / "none", tmp_path / "theirs", to)
+
+
+def test_the_mark_of_unverified_models_stays(tmp_path):
+    model, tokenizer = load(GOLDEN / "evo2-8k-tiny")
+    config = dataclasses.replace(model.config, unverified="for this test")
+    marked = build_model(config)
+    marked.load_state_dict(model.state_dict())
+    crocuta.save(marked, tokenizer, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "theirs", "evo2")
+    assert load(tmp_path / "theirs")[0].config.unverified == "for this test"
+
+
+def test_matrices_keep_dtypes_that_differ_from_the_embedding_s(tmp_path):
+    stored = published_tensors(GOLDEN / "evo2-8k-tiny")
+    for key in ("embedding_layer.weight", "unembed.weight"):
+        stored[key] = stored[key].bfloat16()
+    (tmp_path / "a").mkdir()
+    torch.save(stored, tmp_path / "a" / "model.pt")
+    (tmp_path / "a" / "config.yml").write_bytes((GOLDEN / "evo2-8k-tiny" / "config.yml").read_bytes())
+    convert(tmp_path / "a", tmp_path / "b", "evo2")
+    after = published_tensors(tmp_path / "b")
+    assert [key for key in after if not same_bits(stored[key], after[key])] == []
+
+
+def test_upstream_precision_does_not_disturb_the_proof(tmp_path):
+    model, tokenizer = load(GOLDEN / "evo2-8k-tiny", dtype=torch.bfloat16, precision="upstream")
+    crocuta.save(model, tokenizer, tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "theirs", "evo2")
+    assert verify(tmp_path / "ours", tmp_path / "theirs") == 0
+
+
+def test_the_context_is_that_of_the_rotary_scale(tmp_path):
+    convert(GOLDEN / "evo1-131k-tiny-hf", tmp_path / "hf", "evo1-hf")
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["max_seqlen"] == 131_072
+
+
+@pytest.mark.parametrize("bad", ["a\0b", "x" * 300])
+def test_impossible_destinations(bad, tmp_path):
+    with pytest.raises((InputError, CheckpointError)):
+        convert(GOLDEN / "hyenadna-tiny-hf", tmp_path / bad, "hyenadna-hf")

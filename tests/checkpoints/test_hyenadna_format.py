@@ -198,3 +198,28 @@ def test_a_window_in_half_precision_is_not_another_window(tmp_path):
 
     with pytest.raises(WeightsFormatError, match=r"of the wrong dtype: .*need the float32 that they were trained in"):
         load(rewrite(PORT, tmp_path, half))
+
+
+@pytest.mark.parametrize(
+    ("end", "change", "message"),
+    [
+        ("pos_emb.t", lambda t: t * 5, "holds other times"),
+        ("pos_emb.t", lambda t: t * float("nan"), "holds other times"),
+        ("pos_emb.t", lambda t: t[:, 1:].clone(), "holds other times"),
+        ("modulation.deltas", lambda t: t[..., 1:].clone(), "is misshapen"),
+    ],
+)
+def test_what_is_computed_must_be_what_is_stored(end, change, message, tmp_path):
+    def other(tensors):
+        key = f"hyena.backbone.layers.1.mixer.filter_fn.{end}"
+        tensors[key] = change(tensors[key])
+
+    with pytest.raises(WeightsFormatError, match=message):
+        load(rewrite(PORT, tmp_path, other))
+
+
+@pytest.mark.parametrize("key", ["activation", "fast_decay_pct", "target"])
+def test_layers_of_another_kind_are_refused(key, tmp_path):
+    layer = {**read_config(LIGHTNING)["layer"], key: "gelu" if key == "activation" else 0.7}
+    with pytest.raises(ConfigError, match=key):
+        load(rewrite(LIGHTNING, tmp_path, config=setting(layer=layer)))

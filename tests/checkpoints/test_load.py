@@ -230,3 +230,30 @@ def test_the_file_is_closed_however_loading_ends(tmp_path, monkeypatch):
     for file in opened:
         with pytest.raises(ValueError, match="closed"):
             file.read("embedding.weight")
+
+
+# --- arguments ---
+
+
+@pytest.mark.parametrize("path", [None, b"x", "a\0b", "x" * 5000, 7])
+def test_what_is_no_path_is_an_input_error(path):
+    with pytest.raises(InputError, match=r"no path and no name|no such file"):
+        load(path)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta", "cuda:99", 1.5])
+def test_a_device_that_is_not_there_is_an_input_error(device, tmp_path):
+    save(build_model(preset("tiny-modal")), None, tmp_path)
+    with pytest.raises(InputError, match="cannot load to this device"):
+        load(tmp_path, device=device)
+
+
+def test_a_name_that_is_nearly_one_is_suggested():
+    with pytest.raises(InputError, match="did you mean 'evo2_7b_base'"):
+        load("evo2_7b_bas")
+
+
+def test_a_path_has_no_revisions(tmp_path):
+    save(build_model(preset("tiny-modal")), None, tmp_path)
+    with pytest.raises(InputError, match="has no revisions"):
+        load(tmp_path, revision="main")

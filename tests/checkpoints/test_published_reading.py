@@ -180,6 +180,8 @@ def read_hyenadna(name: str, layout: str, changed: dict[str, Callable[[Tensor], 
     width, layers, length = configs.HYENADNA_SIZES[name]
 
     def values(key: str, rows: slice | None) -> Tensor:
+        if key.endswith("pos_emb.t"):
+            return torch.linspace(0, 1, length)[None, :, None]
         tensor = published_features(length) if key.endswith("pos_emb.z") else published_rates(width)
         change = next((change for end, change in changed.items() if key.endswith(end)), None)
         return tensor if change is None else change(tensor)

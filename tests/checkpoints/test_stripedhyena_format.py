@@ -186,6 +186,13 @@ def test_an_index_that_is_wrong(change, message, tmp_path):
         load(tmp_path)
 
 
+def test_whole_and_sharded_weights_in_one_folder_are_refused(tmp_path):
+    shard(rewrite(EVO1, tmp_path))
+    rewrite(EVO1, tmp_path)
+    with pytest.raises(WeightsFormatError, match="has weights twice"):
+        load(tmp_path)
+
+
 # --- what is refused ---
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,14 +30,16 @@ from crocuta.checkpoints.families.evo2_layout import Layout2
 from crocuta.checkpoints.families.stripedhyena import HF_PREFIX, Layout1
 from crocuta.checkpoints.files import write_tensors
 from crocuta.checkpoints.keymap import KeyMap
-from crocuta.checkpoints.load import load
+from crocuta.checkpoints.load import load, load_stored
 from crocuta.config import AttentionConfig, ImplicitFilterConfig, ModelConfig, RopeConfig
-from crocuta.errors import CheckpointError, InputError, MissingExtraError
+from crocuta.errors import CheckpointError, ConfigError, InputError, MissingExtraError
 from crocuta.model.filters import positional_features, window_rates
 from crocuta.model.lm import Model
 from crocuta.model.raw_form import raw_form
 from crocuta.ops.rope import inverse_frequencies
 from crocuta.tokenizers.base import Tokenizer
+from crocuta.tokenizers.dna import DNATokenizer
+from crocuta.tokenizers.foreign import byte_tokenizer
 from crocuta.tokenizers.pieces import DEFINITION_FILE, PiecesTokenizer
 
 Target: TypeAlias = Literal["native", "stripedhyena", "evo1-hf", "evo2", "hyenadna-hf"]
@@ -68,15 +71,23 @@ def convert(
     """
     if to not in TARGETS:
         raise InputError("unknown layout", given=repr(to), expected=", ".join(TARGETS))
-    destination = Path(destination)
-    if destination.exists():
+    try:
+        destination = Path(destination)
+        os.lstat(destination)
+        there = True
+    except FileNotFoundError:
+        there = False
+    except (TypeError, ValueError, OSError) as error:
+        raise InputError("impossible destination", given=error, expected="a path") from error
+    if there:
         raise InputError(f"{destination} exists", expected="a new name", fix="choose another or remove it")
-    model, tokenizer = load(source, dtype=dtype, fp8=fp8, keep_padding=keep_padding)
+    model, tokenizer = load_stored(source, dtype=dtype, fp8=fp8, keep_padding=keep_padding)
     if to == "native":
         native.save(model, tokenizer, destination)
         return
     config, tensors = raw_form(model)
     export = _EXPORTS[to](config)
+    _check_tokenizer(tokenizer, to, config)
     del model
     stored = _stored(tensors, export)
     commit.make_folders(destination.absolute().parent)
@@ -100,8 +111,8 @@ def verify(
 
     Raises CheckpointError if it is more than 1e-4 of the largest logit, and all that ``load`` raises.
     """
-    first = _probe(*load(source, dtype=dtype, fp8=fp8))
-    second = _probe(*load(destination, dtype=dtype, fp8=fp8))
+    first = _probe(*load(source, dtype=dtype, fp8=fp8, precision="exact"))
+    second = _probe(*load(destination, dtype=dtype, fp8=fp8, precision="exact"))
     if first.shape != second.shape:
         given = f"logits of shapes {list(first.shape)} and {list(second.shape)}"
         raise CheckpointError(f"{destination} is not the model of {source}", given=given)
@@ -113,6 +124,23 @@ def verify(
             expected=f"at most {TOLERANCE:g} of the largest",
         )
     return difference
+
+
+def _check_tokenizer(tokenizer: Tokenizer | None, to: Target, config: ModelConfig) -> None:
+    """ConfigError if whoever reads the layout would take another tokenizer than the model has."""
+    if to == "hyenadna-hf":
+        implied: Tokenizer | None = DNATokenizer(vocab_size=16 if config.vocab_size >= 16 else 12)
+    elif to == "evo2" or config.vocab_size == stripedhyena.BYTE_VOCABULARY:
+        implied = byte_tokenizer(config.vocab_size)
+    else:
+        implied = tokenizer if isinstance(tokenizer, PiecesTokenizer) else None
+    if tokenizer is not None and (implied is None or implied.content_hash() != tokenizer.content_hash()):
+        raise ConfigError(
+            f"the layout {to} cannot keep this model's tokenizer",
+            given=tokenizer.spec(),
+            expected="none" if implied is None else implied.spec(),
+            fix="save the model without a tokenizer first, if its own is kept elsewhere",
+        )
 
 
 @torch.no_grad()

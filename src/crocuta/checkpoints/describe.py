@@ -46,7 +46,6 @@ _INERT: Final[Mapping[str, Any]] = {
     "print_activations": False,
     "prefill_style": "fft",
     "max_batch_size": 1,
-    "max_seqlen": 8192,
     "hyena_filter_groups": 1,
     "mlp_init_method": "torch.nn.init.zeros_",
     "mlp_output_init_method": "torch.nn.init.zeros_",
@@ -104,6 +103,8 @@ def evo2_settings(config: ModelConfig) -> Values:
         "interleave": True,
         "hyena_flip_x1x2": False,
     }
+    if config.unverified:
+        values[evo2_layout.UNVERIFIED] = config.unverified
     return _checked(_stored_rope(config), values, evo2_layout.model_config, target)
 
 
@@ -172,6 +173,7 @@ def _common(config: ModelConfig, target: str) -> Values:
         "short_filter_length": hyena.short_taps if hyena else 3,
         "eps": block.norm.eps,
         "use_flash_rmsnorm": block.norm.eps_inside_root,
+        "max_seqlen": int(8192 * rope.scale),
         "tie_embeddings": config.tie_embeddings,
         "tokenizer_type": "CharLevelTokenizer" if config.vocab_size == 512 else "HFAutoTokenizer",
     }

@@ -24,6 +24,7 @@ from crocuta.model.build import build_model
 from crocuta.model.filters import ModalFilter
 from crocuta.model.linear import Embedding, Linear
 from crocuta.model.lm import Model
+from crocuta.published import nearest_published
 from crocuta.tokenizers.base import Tokenizer
 
 FORMATS: Final[tuple[Format, ...]] = (
@@ -78,24 +79,45 @@ def load(
         ConfigError: the configuration describes no model.
         TokenizerError: the tokenizer is broken, or larger than the model's vocabulary.
     """
-    path = find_path(path, revision)
+    return _load(path, device, dtype, ReadOptions(fp8=fp8, keep_padding=keep_padding), precision, unstable, revision)
+
+
+def load_stored(
+    path: str | Path, *, dtype: torch.dtype | None, fp8: Literal["auto", "off"], keep_padding: bool
+) -> tuple[Model, Tokenizer | None]:
+    """``load`` with every matrix in the dtype that it was stored in: to be written again, not always to be run."""
+    return _load(path, "cpu", dtype, ReadOptions(fp8=fp8, keep_padding=keep_padding), None, "warn", None, uniform=False)
+
+
+def _load(
+    path: str | Path,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+    options: ReadOptions,
+    precision: Literal["exact", "upstream"] | None,
+    unstable: Literal["warn", "refuse"],
+    revision: str | None,
+    *,
+    uniform: bool = True,
+) -> tuple[Model, Tokenizer | None]:
     if dtype is not None and dtype not in DTYPES:
         raise InputError("cannot load weights as this dtype", given=dtype, expected=", ".join(map(str, DTYPES)))
     for name, value, known in (
-        ("fp8", fp8, ("auto", "off")),
+        ("fp8", options.fp8, ("auto", "off")),
         ("precision", precision or "exact", ("exact", "upstream")),
         ("unstable", unstable, ("warn", "refuse")),
     ):
         if value not in known:
             raise InputError(f"{name} is unknown", given=repr(value), expected=" or ".join(map(repr, known)))
-    options = ReadOptions(fp8=fp8, keep_padding=keep_padding)
+    _check_device(device)
+    path = find_path(path, revision)
     contents = find_format(path).read(path, options)
     try:
-        if fp8 == "off":
+        if options.fp8 == "off":
             contents = contents._replace(config=evo2.without_fp8(contents.config))
         if precision is not None:
             contents = contents._replace(config=dataclasses.replace(contents.config, precision=precision))
-        model = _fill(path, contents, device, dtype)
+        model = _fill(path, contents, device, dtype, uniform=uniform)
     finally:
         contents.tensors.close()
     _check_poles(path, model, unstable)
@@ -104,10 +126,13 @@ def load(
 
 def find_path(path: str | Path, revision: str | None = None) -> Path:
     """``path`` itself, or the folder of the published checkpoint that it names. Raises as ``load``."""
-    name = str(path)
-    if Path(path).exists() or not looks_like_hub_name(name):
-        return Path(path)
-    return resolve(name, revision=revision)
+    try:
+        there = Path(path).exists()
+    except (TypeError, ValueError, OSError) as error:
+        raise InputError("no path and no name", given=f"{type(path).__name__}, {error}", expected="a folder") from error
+    if there and revision is not None:
+        raise InputError(f"{path} is a path, which has no revisions", given=revision, fix="leave revision out")
+    return Path(path) if there or not looks_like_hub_name(str(path)) else resolve(str(path), revision=revision)
 
 
 def find_format(path: Path) -> Format:
@@ -119,7 +144,9 @@ def find_format(path: Path) -> Format:
         ConfigError: its config.json or config.yml is broken. MissingExtraError: a config.yml, without PyYAML.
     """
     if not path.exists():
-        raise InputError("no such file or folder", given=path, expected="a saved model", fix="check the path")
+        near = nearest_published(str(path))
+        fix = "check the path" + (f", or did you mean {near!r}?" if near else "")
+        raise InputError("no such file or folder", given=path, expected="a saved model", fix=fix)
     found = [format_ for format_ in FORMATS if format_.detect(path)]
     if len(found) == 1:
         return found[0]
@@ -140,6 +167,8 @@ def _fill(
     contents: Contents,
     device: str | torch.device,
     dtype: torch.dtype | None,
+    *,
+    uniform: bool,
 ) -> Model:
     """Build the model on meta, check every name and shape, then read tensor by tensor."""
     config, tensors, tokenizer, _ = contents
@@ -153,7 +182,7 @@ def _fill(
     targets = {} if dtype is None else {name: info.dtype for name, info in _infos(model.to(dtype)).items()}
     key_map = contents.key_map or _own_names(config, floors)
     key_map.check(path, tensors.infos, floors)
-    if dtype is None:
+    if dtype is None and uniform:
         targets = _common_dtypes(model, key_map, tensors)
     entries = {entry.theirs: entry for entry in key_map.entries}
     filled: dict[str, Tensor] = {}
@@ -171,6 +200,18 @@ def _fill(
             )
     model.load_state_dict(filled, strict=True, assign=True)
     return model
+
+
+def _check_device(device: str | torch.device) -> None:
+    """Before anything is read: a device that is there and holds values."""
+    try:
+        if torch.empty(1, device=device).is_meta:
+            raise RuntimeError("it holds no values")
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            "cannot load to this device", given=f"{device!r}: {reason[:100]}", expected="a device"
+        ) from error
 
 
 def _own_names(config: ModelConfig, names: Iterable[str]) -> KeyMap:

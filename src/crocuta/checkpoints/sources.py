@@ -60,6 +60,9 @@ def open_hugging_face(folder: Path) -> TensorSource:
     Raises WeightsFormatError if a shard is missing, or holds other tensors than the index says.
     """
     index = folder / INDEX
+    if index.exists() and (folder / SAFETENSORS).exists():
+        given = f"{SAFETENSORS} and {INDEX}"
+        raise WeightsFormatError(f"{folder} has weights twice", given=given, expected="one", fix="remove the older")
     if not index.exists() and not (folder / SAFETENSORS).exists():
         file = open_torch(folder / PICKLED)
         try:

@@ -11,15 +11,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
 
 from crocuta import __version__
 from crocuta.cli import convert, download, embed, generate, inspect, prepare, score, train
-from crocuta.errors import CrocutaError
+from crocuta.errors import CrocutaError, CrocutaWarning
 
 # Click, or what Typer carries of it, calls this UsageError; Typer has no name for it.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -74,6 +75,21 @@ def _complain(message: str, code: int) -> int:
     return code
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,  # noqa: ARG001 - of the function that this one replaces
+    line: str | None = None,
+) -> None:
+    """Ours as one line; all others as Python shows them."""
+    if issubclass(category, CrocutaWarning):
+        logging.getLogger("crocuta").warning(" ".join(str(message).split()))
+    else:
+        typer.echo(warnings.formatwarning(message, category, filename, lineno, line), err=True, nl=False)
+
+
 def _version(asked: bool) -> None:
     if asked:
         typer.echo(f"crocuta {__version__}")
@@ -107,3 +123,4 @@ def _root(
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("crocuta: %(message)s"))
     logging.getLogger("crocuta").handlers = [handler]
+    warnings.showwarning = _show_warning

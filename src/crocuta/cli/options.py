@@ -42,7 +42,7 @@ FP8 = Annotated[
 ]
 Precision = Annotated[
     Literal["exact", "upstream"] | None,
-    typer.Option(help="upstream: round where the published code rounds.  [default: exact]"),
+    typer.Option(help="upstream: round where the published code rounds.  [default: as saved, else exact]"),
 ]
 KeepCase = Annotated[bool, typer.Option("--keep-case", help="Leave lower case in FASTA as it is.")]
 
@@ -70,7 +70,10 @@ def load_model(
 
     model, tokenizer = load(path, device=choose_device(device), dtype=torch_dtype(dtype), fp8=fp8, precision=precision)
     if tokenizer is None:
-        raise TokenizerError(f"the model of {path} has no tokenizer", fix="save it again together with one")
+        raise TokenizerError(
+            f"the model of {path} has no tokenizer",
+            fix="put its tokenizer.json into the folder, or save it again together with one",
+        )
     if model.config.unverified:
         logger.warning("unverified: %s", model.config.unverified)
     return model, tokenizer

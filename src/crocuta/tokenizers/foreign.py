@@ -20,15 +20,17 @@ def byte_tokenizer(vocab_size: int) -> ByteTokenizer | None:
     return ByteTokenizer(vocab_size=vocab_size, bos_is_eos=True) if vocab_size >= 256 else None
 
 
-def pieces_tokenizer(folder: Path) -> PiecesTokenizer | None:
-    """The tokenizer.json in ``folder``, or in its folder "tokenizer"; None where there is none.
+def pieces_tokenizer(folder: Path, named: object = None) -> PiecesTokenizer | None:
+    """The tokenizer.json ``named`` below ``folder``, in it, or in its folder "tokenizer"; None where there is none.
 
     "<s>" and "</s>" begin and end a text if the file has them as added tokens.
 
     Raises:
         MissingExtraError: there is one and the package ``tokenizers`` is missing. TokenizerError: it is broken.
     """
-    path = next((folder / place for place in _PLACES if (folder / place).is_file()), None)
+    inside = isinstance(named, str) and not Path(named).is_absolute() and ".." not in Path(named).parts
+    places = (str(named), *_PLACES) if inside else _PLACES
+    path = next((folder / place for place in places if place.endswith(".json") and (folder / place).is_file()), None)
     if path is None:
         return None
     tokenizer = PiecesTokenizer.from_file(path)

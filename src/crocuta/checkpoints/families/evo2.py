@@ -273,6 +273,8 @@ def _read(path: Path, options: ReadOptions) -> Contents:
     if yaml is not None and "hcl_layer_idxs" in peek_settings(yaml):
         settings = read_settings(yaml)
         config, layout = model_config(settings), layout_of(settings)
+        known = None if settings.has("use_fp8_input_projections") else published_of_file(weights[0].name)
+        fp8 = "no" if known is None else known.fp8
     else:
         known = _known(path, weights)
         assert known is not None

@@ -29,6 +29,8 @@ from crocuta.config import (
 
 TRUE_CONVOLUTION: Final = 128
 """From so many taps on, vortex takes an explicit filter for a convolution with D; below, for a correlation without."""
+UNVERIFIED: Final = "crocuta_unverified"
+"""Of our own, for ``ModelConfig.unverified``; the published code takes no notice of it."""
 KINDS: Final = ("hcs", "hcm", "hcl", "attn")
 
 _TOP: Final = {"embedding.weight": "embedding_layer.weight", "norm.scale": "norm.scale"}
@@ -199,6 +201,7 @@ def model_config(settings: Settings) -> ModelConfig:
         blocks=blocks,
         norm=norm,
         tie_embeddings=settings.flag("tie_embeddings", False),
+        unverified=settings.text(UNVERIFIED, ""),
     )
 
 

@@ -38,6 +38,8 @@ NORM_EPS: Final = 1e-5
 WINDOW_SHIFT: Final = 0.05
 """Of the standalone file and the port; the training repository says 0, and published it with neither."""
 
+_WINDOW: Final = {"fast_decay_pct": 0.3, "slow_decay_pct": 1.5, "target": 1e-2}
+
 _TOP: Final = {
     "embedding.weight": "backbone.embeddings.word_embeddings.weight",
     "norm.scale": "backbone.ln_f.weight",
@@ -160,6 +162,9 @@ def original_config(settings: Settings) -> ModelConfig:
         layer.refuse(key, False, "no published model has it")
     for key in ("inner_factor", "num_blocks"):
         layer.refuse(key, 1, "no published model has more")
+    for key, value in _WINDOW.items():
+        layer.refuse(key, value, "every published model has this window")
+    layer.refuse("activation", "id", "no published model has one between the gates")
     # local_order is in every file and read by no code of the publisher.
     names = {"max_length": "l_max", "frequency": "w", "short_taps": "short_filter_order"}
     eps = settings.number("layer_norm_epsilon", NORM_EPS)
@@ -266,7 +271,19 @@ def _check_window(config: ModelConfig, prefix: str, source: TensorSource) -> Non
     """WeightsFormatError where the stored rates of a window are not those of the configuration."""
     for index, block in enumerate(config.blocks):
         name = f"{prefix}backbone.layers.{index}.mixer.filter_fn.modulation.deltas"
-        if name in source.infos and source.infos[name].shape == (1, 1, config.hidden_size):
+        times = f"{prefix}backbone.layers.{index}.mixer.filter_fn.pos_emb.t"
+        length = _implicit(block).max_length
+        if times in source.infos and (
+            source.infos[times].shape != (1, length, 1)
+            or not torch.allclose(source.read(times).float().flatten(), torch.linspace(0, 1, length), atol=1e-2)
+        ):
+            raise WeightsFormatError(
+                f"{times} holds other times than the published ones", expected=f"{length} from 0 to 1"
+            )
+        if name in source.infos and source.infos[name].shape != (1, 1, config.hidden_size):
+            given, wanted = list(source.infos[name].shape), [1, 1, config.hidden_size]
+            raise WeightsFormatError(f"{name} is misshapen", given=given, expected=wanted, fix="is d_model right?")
+        if name in source.infos:
             expected = window_rates(_implicit(block), config.hidden_size, torch.empty(0, dtype=torch.float64))
             found = source.read(name).flatten().abs()
             tolerance = max(1e-4, torch.finfo(found.dtype).eps) if found.is_floating_point() else 0.0

@@ -33,6 +33,7 @@ from crocuta.errors import CrocutaWarning
 from crocuta.tokenizers.base import Tokenizer
 from crocuta.tokenizers.foreign import byte_tokenizer, pieces_tokenizer
 
+BYTE_VOCABULARY: Final = 512
 HF_PREFIX: Final = "backbone."
 ACTIVATIONS: Final = ("silu", "gelu")
 LONG_CONTEXT_SCALE: Final = 16.0
@@ -236,13 +237,16 @@ _STRIPEDHYENA_7B: Final = {
 
 
 def _is_byte_level(settings: Settings) -> bool:
-    return settings.values.get("tokenizer_type") == "CharLevelTokenizer" or settings.values.get("vocab_size") == 512
+    return (
+        settings.values.get("tokenizer_type") == "CharLevelTokenizer"
+        or settings.values.get("vocab_size") == BYTE_VOCABULARY
+    )
 
 
 def _tokenizer(settings: Settings, folder: Path) -> Tokenizer | None:
     if _is_byte_level(settings):
         return byte_tokenizer(settings.size("vocab_size"))
-    return pieces_tokenizer(folder)
+    return pieces_tokenizer(folder, settings.values.get("vocab_file"))
 
 
 def _weights(folder: Path) -> Path | None:
