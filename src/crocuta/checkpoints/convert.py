@@ -71,33 +71,35 @@ def convert(
     """
     if to not in TARGETS:
         raise InputError("unknown layout", given=repr(to), expected=", ".join(TARGETS))
-    try:
-        destination = Path(destination)
-        os.lstat(destination)
-        there = True
-    except FileNotFoundError:
-        there = False
-    except (TypeError, ValueError, OSError) as error:
-        raise InputError("impossible destination", given=error, expected="a path") from error
-    if there:
-        raise InputError(f"{destination} exists", expected="a new name", fix="choose another or remove it")
+    target = _new_path(destination)
     model, tokenizer = load_stored(source, dtype=dtype, fp8=fp8, keep_padding=keep_padding)
     if to == "native":
-        native.save(model, tokenizer, destination)
+        native.save(model, tokenizer, target)
         return
     config, tensors = raw_form(model)
     export = _EXPORTS[to](config)
     _check_tokenizer(tokenizer, to, config)
     del model
     stored = _stored(tensors, export)
-    commit.make_folders(destination.absolute().parent)
+    commit.make_folders(target.absolute().parent)
 
     def write(folder: Path) -> None:
         export.write(folder, stored, export.settings)
         if isinstance(tokenizer, PiecesTokenizer):
             commit.replace_file(folder / DEFINITION_FILE, tokenizer.definition.encode())
 
-    commit.write_folder(destination, write, sealed=False)
+    commit.write_folder(target, write, sealed=False)
+
+
+def _new_path(destination: str | Path) -> Path:
+    """Raises InputError for what exists, or can be no path."""
+    try:
+        os.lstat(destination)
+    except FileNotFoundError:
+        return Path(destination)
+    except (TypeError, ValueError, OSError) as error:
+        raise InputError("impossible destination", given=error, expected="a path") from error
+    raise InputError(f"{destination} exists", expected="a new name", fix="choose another or remove it")
 
 
 def verify(
