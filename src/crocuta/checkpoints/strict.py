@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import re
@@ -66,11 +68,19 @@ def _refuse(constant: str) -> None:
 def strict_yaml(text: str) -> Any:
     """Parse at most 64 KiB of YAML with plain types, refusing duplicate keys and aliases; 3e-3 is a number.
 
-    Raises ValueError.
-    MissingExtraError without PyYAML.
+    Raises ValueError, and MissingExtraError without PyYAML.
     """
     if len(text) > _MAX_YAML_BYTES:
         raise ValueError(f"longer than {_MAX_YAML_BYTES} characters")
+    value, fault = _parse_yaml(text)
+    if fault is not None:
+        raise ValueError(fault)
+    return copy.deepcopy(value)
+
+
+@functools.lru_cache(maxsize=4)
+def _parse_yaml(text: str) -> tuple[Any, str | None]:
+    """The value, or what is wrong. Kept, as each format looks into the same file, and PyYAML is slow."""
     try:
         import yaml
     except ImportError as error:
@@ -103,11 +113,11 @@ def strict_yaml(text: str) -> Any:
     try:
         loader = Loader(text)
         try:
-            return loader.get_single_data()
+            return loader.get_single_data(), None
         finally:
             loader.dispose()
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    except (yaml.YAMLError, LookupError, AttributeError, TypeError, OverflowError) as error:
-        # The latter four come from PyYAML itself, on values that do not fit an explicit tag.
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+    except RecursionError:
+        return None, "nested too deeply"
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+        # All but the first come from PyYAML itself, on values that do not fit their tag.
+        return None, f"{type(error).__name__}: {error}"
