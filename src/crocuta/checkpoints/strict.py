@@ -118,6 +118,8 @@ def _parse_yaml(text: str) -> tuple[Any, str | None]:
             loader.dispose()
     except RecursionError:
         return None, "nested too deeply"
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
-        # All but the first come from PyYAML itself, on values that do not fit their tag.
+    except yaml.YAMLError as error:
+        return None, str(error)
+    except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
+        # From PyYAML itself, on values that do not fit their tag.
         return None, f"{type(error).__name__}: {error}"
