@@ -89,9 +89,8 @@ def test_the_presets_exist_and_every_large_one_has_a_checkpoint() -> None:
     assert used == {name for name in PRESETS if not name.startswith("tiny-")}
 
 
-def test_the_scale_of_rope_is_overridden_where_the_preset_has_one_and_the_file_does_not() -> None:
-    overridden = [entry.name for entry in PUBLISHED.values() if entry.override_rope_scale]
-    assert overridden == ["evo-1-131k-base"]
+def test_the_preset_of_the_131k_model_has_its_scale_of_rope() -> None:
+    assert [entry.name for entry in PUBLISHED.values() if entry.preset == "evo1-131k"] == ["evo-1-131k-base"]
     mixers = [block.mixer for block in preset("evo1-131k").blocks]
     assert {m.rope.scale for m in mixers if isinstance(m, AttentionConfig) and m.rope} == {16.0}
 

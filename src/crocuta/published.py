@@ -30,8 +30,7 @@ class Published:
     """One published checkpoint.
 
     ``files`` are patterns for the top folder of the repository: what is needed, and neither second copies of the
-    weights nor code. ``override_rope_scale``: the scale of RoPE in the repository's config.json is wrong, that of
-    the preset is right.
+    weights nor code.
     """
 
     name: str
@@ -41,7 +40,6 @@ class Published:
     layout: Layout
     files: tuple[str, ...]
     fp8: FP8 = "no"
-    override_rope_scale: bool = False
     notes: str = ""
 
 
@@ -99,7 +97,6 @@ def _entries() -> Iterator[Published]:
             preset=preset,
             layout="stripedhyena-hf",
             files=_SAFETENSORS,
-            override_rope_scale=preset == "evo1-131k",
             notes="before this revision some projections had their rows in a wrong order"
             if revision == "1.1_fix"
             else "",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from bits import random_bits, same_bits
 from forged_archives import FLOATS, End, Entry, archive, entries, saved, state_dict, tensor, wide_sizes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,20 +21,6 @@ from crocuta.checkpoints.torch_save.file import Opaque, open_torch, tensor_refs
 from crocuta.checkpoints.torch_save.joined import JoinedFile
 from crocuta.checkpoints.torch_save.names import DTYPES
 from crocuta.errors import InputError, WeightsFormatError
-
-
-def random_bits(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Every bit pattern: NaNs with payloads, infinities, subnormals."""
-    if dtype is torch.bool:
-        return torch.randint(0, 2, shape).bool()
-    return torch.randint(0, 256, (*shape, dtype.itemsize), dtype=torch.uint8).view(dtype).reshape(shape)
-
-
-def same_bits(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    if (found.dtype, found.shape) != (expected.dtype, expected.shape):
-        return False
-    both = (t.reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8) for t in (found, expected))
-    return torch.equal(*both)
 
 
 def save(folder: Path, value: Any) -> Path:

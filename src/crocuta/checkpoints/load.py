@@ -207,7 +207,7 @@ def _check_device(device: str | torch.device) -> None:
     try:
         if torch.empty(1, device=device).is_meta:
             raise RuntimeError("it holds no values")
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # of torch, by device
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             "cannot load to this device", given=f"{device!r}: {reason[:100]}", expected="a device"

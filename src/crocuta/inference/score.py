@@ -46,8 +46,8 @@ def score(
     """The log-likelihood of each sequence (text or ids), in the given order.
 
     Logits and log-softmax are float32 (float64 for a float64 model); in upstream precision both are rounded to the
-    model's dtype. A sequence's score does not depend on what it
-    is batched with, but for rounding; sequences of any length are run in chunks of bounded memory.
+    model's dtype. A sequence's score does not depend on what it is batched with, but for rounding; sequences of any
+    length are run in chunks of bounded memory.
 
     Args:
         both_strands: also score the reverse complement and average; needs a tokenizer of nucleotides.

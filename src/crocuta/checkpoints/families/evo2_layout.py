@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from crocuta.checkpoints.families.stripedhyena import activation_of, gated_width, kv_heads
+from crocuta.checkpoints.families.stripedhyena import (
+    ATTENTION,
+    BLOCK,
+    ROWS,
+    TOP,
+    activation_of,
+    gated_width,
+    kv_heads,
+)
 from crocuta.checkpoints.keymap import Entry, Flip, KeyMap, Layout, Padded, Regroup, Squeeze, SwapGates
 from crocuta.checkpoints.settings import MAX_LAYERS, Settings
 from crocuta.config import (
@@ -33,22 +41,7 @@ UNVERIFIED: Final = "crocuta_unverified"
 """Of our own, for ``ModelConfig.unverified``; the published code takes no notice of it."""
 KINDS: Final = ("hcs", "hcm", "hcl", "attn")
 
-_TOP: Final = {"embedding.weight": "embedding_layer.weight", "norm.scale": "norm.scale"}
-_BLOCK: Final = {
-    "pre_norm.scale": "pre_norm.scale",
-    "post_norm.scale": "post_norm.scale",
-    "mlp.gate.weight": "mlp.l1.weight",
-    "mlp.up.weight": "mlp.l2.weight",
-    "mlp.down.weight": "mlp.l3.weight",
-}
-_ATTENTION: Final = {
-    "mixer.qkv.weight": "inner_mha_cls.Wqkv.weight",
-    "mixer.qkv.bias": "inner_mha_cls.Wqkv.bias",
-    "mixer.output.weight": "inner_mha_cls.out_proj.weight",
-    "mixer.output.bias": "inner_mha_cls.out_proj.bias",
-    "mixer.rope.inverse": "inner_mha_cls.rotary_emb.inv_freq",
-}
-FREQUENCIES: Final = _ATTENTION["mixer.rope.inverse"]
+FREQUENCIES: Final = "inner_mha_cls.rotary_emb.inv_freq"
 _HYENA: Final = {
     "mixer.projection.weight": "projections.weight",
     "mixer.projection.bias": "projections.bias",
@@ -60,7 +53,6 @@ _HYENA: Final = {
     "mixer.output.weight": "out_filter_dense.weight",
     "mixer.output.bias": "out_filter_dense.bias",
 }
-_ROWS: Final = ("mixer.projection.weight", "mixer.projection.bias", "mixer.short_taps", "mixer.short_bias")
 _EXPLAINED: Final = {
     r".*(embedding_layer|unembed)\.weight": "vocab_size, hidden_size, tie_embeddings",
     r".*Wqkv.*": "attn_layer_idxs, num_attention_heads, proj_groups, qkv_proj_bias",
@@ -113,14 +105,14 @@ def key_map(config: ModelConfig, layout: Layout2, padded: int | None = None) -> 
 
     ``padded``: how many units every MLP of the file has, those beyond ours zero.
     """
-    entries = [Entry(ours, theirs) for ours, theirs in _TOP.items()]
+    entries = [Entry(ours, theirs) for ours, theirs in TOP.items()]
     copies = {}
     if config.tie_embeddings:
         copies["unembed.weight"] = "embedding_layer.weight"
     else:
         entries.append(Entry("head.weight", "unembed.weight"))
     for index, block in enumerate(config.blocks):
-        for ours, theirs in (_BLOCK | _mixer_names(block)).items():
+        for ours, theirs in (BLOCK | _mixer_names(block)).items():
             layouts = _layouts(ours, block, layout, config.hidden_size, padded)
             wide = ours in ("mixer.filter.weight", "mixer.rope.inverse")
             entries.append(Entry(f"blocks.{index}.{ours}", f"blocks.{index}.{theirs}", layouts, wide))
@@ -135,7 +127,7 @@ def _mixer_names(block: BlockConfig) -> dict[str, str]:
                 "mixer.output.bias": not attention.output_bias,
                 "mixer.rope.inverse": attention.rope is None or not attention.rope.stored,
             }
-            names = _ATTENTION
+            names = ATTENTION | {"mixer.rope.inverse": FREQUENCIES}
         case HyenaConfig() as hyena:
             absent = {
                 "mixer.projection.bias": not hyena.projection_bias,
@@ -159,7 +151,7 @@ def _layouts(ours: str, block: BlockConfig, layout: Layout2, channels: int, padd
     match ours, block.mixer:
         case "mixer.short_taps", _:
             return (Squeeze(1), Flip(), *layout.rows(channels))
-        case _ if ours in _ROWS:
+        case _ if ours in ROWS:
             return layout.rows(channels)
         case "mixer.filter.weight", HyenaConfig(
             skip=True

@@ -38,20 +38,23 @@ HF_PREFIX: Final = "backbone."
 ACTIVATIONS: Final = ("silu", "gelu")
 LONG_CONTEXT_SCALE: Final = 16.0
 
-_TOP: Final = {"embedding.weight": "embedding_layer.weight", "norm.scale": "norm.scale"}
-_BLOCK: Final = {
+# Names of ours to those of the published code; the first four are Evo 2's too.
+TOP: Final = {"embedding.weight": "embedding_layer.weight", "norm.scale": "norm.scale"}
+BLOCK: Final = {
     "pre_norm.scale": "pre_norm.scale",
     "post_norm.scale": "post_norm.scale",
     "mlp.gate.weight": "mlp.l1.weight",
     "mlp.up.weight": "mlp.l2.weight",
     "mlp.down.weight": "mlp.l3.weight",
 }
-_ATTENTION: Final = {
+ATTENTION: Final = {
     "mixer.qkv.weight": "inner_mha_cls.Wqkv.weight",
     "mixer.qkv.bias": "inner_mha_cls.Wqkv.bias",
     "mixer.output.weight": "inner_mha_cls.out_proj.weight",
     "mixer.output.bias": "inner_mha_cls.out_proj.bias",
 }
+ROWS: Final = ("mixer.projection.weight", "mixer.projection.bias", "mixer.short_taps", "mixer.short_bias")
+"""Tensors of ours whose rows are those of (x2, x1, v)."""
 _HYENA: Final = {
     "mixer.projection.weight": "projections.weight",
     "mixer.projection.bias": "projections.bias",
@@ -63,8 +66,6 @@ _HYENA: Final = {
     "mixer.output.weight": "out_filter_dense.weight",
     "mixer.output.bias": "out_filter_dense.bias",
 }
-_ROWS: Final = ("mixer.projection.weight", "mixer.projection.bias", "mixer.short_taps", "mixer.short_bias")
-"""Tensors of ours whose rows are those of (x2, x1, v)."""
 _EXPLAINED: Final = {
     r".*(embedding_layer|unembed)\.weight": "vocab_size, hidden_size, tie_embeddings",
     r".*Wqkv.*": "attn_layer_idxs, num_attention_heads, proj_groups, qkv_proj_bias",
@@ -100,14 +101,14 @@ class Layout1:
 def key_map(config: ModelConfig, layout: Layout1) -> KeyMap:
     """Where each tensor of the model of ``config`` is."""
     prefix = layout.prefix
-    entries = [Entry(ours, prefix + theirs) for ours, theirs in _TOP.items()]
+    entries = [Entry(ours, prefix + theirs) for ours, theirs in TOP.items()]
     copies = {}
     if config.tie_embeddings:
         copies[f"{prefix}unembed.weight"] = f"{prefix}embedding_layer.weight"
     else:
         entries.append(Entry("head.weight", f"{prefix}unembed.weight"))
     for index, block in enumerate(config.blocks):
-        names = _BLOCK | _mixer_names(block)
+        names = BLOCK | _mixer_names(block)
         for ours, theirs in names.items():
             name = f"{prefix}blocks.{index}.{theirs}"
             entries.append(Entry(f"blocks.{index}.{ours}", name, _layouts(ours, layout)))
@@ -121,7 +122,7 @@ def _mixer_names(block: BlockConfig) -> dict[str, str]:
                 "mixer.qkv.bias": not mixer.qkv_bias,
                 "mixer.output.bias": not mixer.output_bias,
             }
-            return {ours: theirs for ours, theirs in _ATTENTION.items() if not absent.get(ours)}
+            return {ours: theirs for ours, theirs in ATTENTION.items() if not absent.get(ours)}
         case _:
             return dict(_HYENA)
 
@@ -132,7 +133,7 @@ def _layouts(ours: str, layout: Layout1) -> tuple[Layout, ...]:
         shape = (Squeeze(1), Flip())
     elif ours in ("mixer.filter.poles", "mixer.filter.residues"):
         shape = (Squeeze(2),)
-    return shape + layout.rows() if ours in _ROWS else shape
+    return shape + layout.rows() if ours in ROWS else shape
 
 
 # --- configuration ---------------------------------------------------------------------------------------------
