@@ -13,6 +13,7 @@ from crocuta.errors import InputError, NonFiniteError, TokenizerError
 from crocuta.inference import batches
 from crocuta.inference import embed as embed_module
 from crocuta.inference.embed import embed
+from crocuta.model import chunks
 from crocuta.model.lm import Model
 from crocuta.tokenizers.dna import DNATokenizer
 
@@ -45,7 +46,7 @@ def test_embeddings_are_hidden_states(kind, pooling):
 @pytest.mark.parametrize("chunk", [9, 8192])
 def test_any_layer_whole_and_in_chunks(layer, pooling, chunk, monkeypatch):
     model = tiny_model("stripe", torch.float64, seed=1)
-    monkeypatch.setattr(batches, "CHUNK", chunk)
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
     sizes: list[int] = []
     model.blocks[0].pre_norm.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[1]))
     results = embed(model, None, ROWS, layer=layer, pooling=pooling)

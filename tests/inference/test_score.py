@@ -13,6 +13,7 @@ from crocuta.errors import InputError, NonFiniteError, TokenizerError
 from crocuta.inference import batches
 from crocuta.inference import score as score_module
 from crocuta.inference.score import score
+from crocuta.model import chunks
 from crocuta.model.lm import Model
 from crocuta.tokenizers.bytes import ByteTokenizer
 from crocuta.tokenizers.dna import DNATokenizer
@@ -55,7 +56,7 @@ def test_the_softmax_is_float32_whatever_the_model(dtype):
 def test_long_rows_are_read_in_chunks(kind, chunk, monkeypatch):
     """The longest row has 39 tokens to read; nothing of more than ``chunk`` tokens may be run at once."""
     model = tiny_model(kind, torch.float64, seed=1)
-    monkeypatch.setattr(batches, "CHUNK", chunk)
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
     sizes: list[int] = []
     model.blocks[0].pre_norm.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[1]))
     results = score(model, None, ROWS)
@@ -66,7 +67,7 @@ def test_long_rows_are_read_in_chunks(kind, chunk, monkeypatch):
 @pytest.mark.parametrize("limit", [1, 100, 700])
 def test_logits_are_made_in_turns(limit, monkeypatch):
     model = tiny_model("stripe", torch.float64, seed=1)
-    monkeypatch.setattr(score_module, "_LOGITS", limit)
+    monkeypatch.setattr(chunks, "LOGITS", limit)
     sizes: list[int] = []
     original = Model.logits
     monkeypatch.setattr(Model, "logits", lambda self, h: sizes.append(h.shape[0] * h.shape[1]) or original(self, h))

@@ -1,4 +1,4 @@
-"""What scoring, embedding and generation share: sequences to ids, rows to batches, long rows in chunks."""
+"""What scoring, embedding and generation share: sequences to ids, and rows to batches."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ TextOrIds: TypeAlias = "str | bytes | Sequence[int] | NDArray[np.integer] | Tens
 
 TOKENS_A_BATCH = 16_384
 """Tokens, padding included, that are run at once."""
-CHUNK = 8_192
-"""Longer rows are run in chunks of this many tokens through the state."""
 
 
 def to_ids(model: Model, tokenizer: Tokenizer | None, sequence: TextOrIds, name: str) -> Tensor:
@@ -89,15 +87,3 @@ def batches(rows: Sequence[Tensor], tokens: int = TOKENS_A_BATCH) -> Iterator[li
         batch.append(index)
     if batch:
         yield batch
-
-
-@torch.no_grad()
-def hidden_chunks(model: Model, ids: Tensor, layer: int | None = None) -> Iterator[tuple[int, Tensor]]:
-    """(first position, hidden states) of consecutive pieces of ids [b l]; one piece where l is at most CHUNK."""
-    device = next(model.parameters()).device
-    if ids.shape[1] <= CHUNK:
-        yield 0, model.hidden(ids.to(device), layer)
-        return
-    state = model.init_state(ids.shape[0], ids.shape[1])
-    for start in range(0, ids.shape[1], CHUNK):
-        yield start, model.extend_hidden(ids[:, start : start + CHUNK].to(device), state, layer=layer)

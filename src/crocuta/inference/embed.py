@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crocuta.errors import InputError, NonFiniteError, TokenizerError
-from crocuta.inference.batches import TextOrIds, batches, evaluating, hidden_chunks, pad_right, to_ids
+from crocuta.inference.batches import TextOrIds, batches, evaluating, pad_right, to_ids
+from crocuta.model.chunks import hidden_chunks
 from crocuta.model.lm import Model
 from crocuta.tokenizers.base import Tokenizer
 
@@ -70,10 +71,10 @@ def _special_ids(tokenizer: Tokenizer | None) -> tuple[Tensor, Tensor]:
 def _pooled(model: Model, rows: list[Tensor], layer: int | None, pooling: Pooling) -> list[Tensor]:
     ids, lengths = pad_right(rows)
     if pooling == "none":
-        whole = torch.cat([hidden.float().cpu() for _, hidden in hidden_chunks(model, ids, layer)], dim=1)
+        whole = torch.cat([hidden.float().cpu() for _, hidden in hidden_chunks(model, ids, layer=layer)], dim=1)
         return [row[:length].clone() for row, length in zip(whole, lengths.tolist())]
     total = torch.zeros(len(rows), model.config.hidden_size)
-    for start, hidden in hidden_chunks(model, ids, layer):
+    for start, hidden in hidden_chunks(model, ids, layer=layer):
         positions = torch.arange(start, start + hidden.shape[1])
         counts = positions < lengths[:, None] if pooling == "mean" else positions == lengths[:, None] - 1
         wide = hidden.float().masked_fill(~counts.to(hidden.device)[..., None], 0)

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crocuta.errors import InputError, NonFiniteError, TokenizerError
-from crocuta.inference.batches import TextOrIds, batches, evaluating, hidden_chunks, pad_right, to_ids
+from crocuta.inference.batches import TextOrIds, batches, evaluating, pad_right, to_ids
+from crocuta.model.chunks import hidden_chunks, token_log_probs
 from crocuta.model.lm import Model
 from crocuta.tokenizers.base import Tokenizer
-
-_LOGITS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,7 @@ def _log_probs(model: Model, rows: list[Tensor], names: list[int]) -> list[NDArr
     ids, lengths = pad_right(rows)
     pieces = []
     for start, hidden in hidden_chunks(model, ids[:, :-1]):
-        turn = max(1, _LOGITS // (len(rows) * model.config.vocab_size))
-        for offset in range(0, hidden.shape[1], turn):
-            part = hidden[:, offset : offset + turn]
-            targets = ids[:, start + offset + 1 : start + offset + 1 + part.shape[1]].to(hidden.device)
-            logits = model.logits(part)
-            wide = torch.promote_types(logits.dtype, torch.float32)  # bfloat16 on a CPU would round the maximum, too
-            log_softmax = torch.log_softmax(logits, dim=-1, dtype=wide).to(logits.dtype)
-            pieces.append(log_softmax.gather(2, targets[..., None])[..., 0].cpu())
+        pieces.append(token_log_probs(model, hidden, ids[:, start + 1 : start + 1 + hidden.shape[1]]).cpu())
     whole = torch.cat(pieces, dim=1)
     result = []
     for row, length, name in zip(whole, lengths.tolist(), names):
