@@ -71,6 +71,7 @@ def _hyena(name: str, filter_: FilterConfig) -> HyenaConfig:
 MIXERS: dict[str, MixerConfig] = {name: _hyena(name, config) for name, config in FILTERS.items()} | ATTENTION
 STRIPE = tuple(MIXERS[name] for name in ("complex-stable", "attention-gqa", "implicit", "explicit-grouped", "real-raw"))
 KINDS = (*MIXERS, "stripe")
+ONLINE = ("explicit-fft", "implicit", "implicit-features")
 MODAL = tuple(name for name in KINDS if name.startswith(("complex", "real")))
 
 

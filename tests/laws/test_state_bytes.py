@@ -17,10 +17,12 @@ def expected_bytes(mixer: MixerConfig, batch: int, max_length: int, size: int, w
     match mixer:
         case AttentionConfig(num_heads=heads, num_kv_heads=kv_heads):
             return batch * (2 * max_length * (kv_heads or heads) * (HIDDEN // heads) * size + 8)
+        case HyenaConfig(filter=ExplicitFilterConfig(taps=600)):  # a power of two and a block of 64
+            long = (1024 + 64) * HIDDEN * wide + 8
         case HyenaConfig(filter=ExplicitFilterConfig(taps=taps)):
             long = (taps - 1) * HIDDEN * size
-        case HyenaConfig(filter=ImplicitFilterConfig()):
-            long = max_length * HIDDEN * wide + 8
+        case HyenaConfig(filter=ImplicitFilterConfig()):  # whole blocks of 64, and one more
+            long = (-(-max_length // 64) * 64 + 64) * HIDDEN * wide + 8
         case HyenaConfig(filter=modal):
             long = HIDDEN * modal.modes * (2 if modal.type == "modal_complex" else 1) * wide
     return batch * ((mixer.short_taps - 1) * 3 * HIDDEN * size + long)

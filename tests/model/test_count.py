@@ -83,7 +83,7 @@ def test_state_bytes_by_hand() -> None:
     assert count.state_bytes(one_block(REAL), 50) == lengths + tail + 8 * 3 * 4
     assert count.state_bytes(one_block(SHORT), 50) == lengths + tail + 4 * 8 * 4
     assert count.state_bytes(one_block(ATTENTION), 50) == lengths + 8 + 2 * 50 * 2 * 2 * 4
-    assert count.state_bytes(one_block(IMPLICIT), 50) == lengths + tail + 8 + 50 * 8 * 4
+    assert count.state_bytes(one_block(IMPLICIT), 50) == lengths + tail + 8 + (64 + 64) * 8 * 4  # whole blocks
     # bfloat16 halves keys, values and tails; modes and the past of an implicit filter stay float32.
     assert count.state_bytes(one_block(ATTENTION), 50, torch.bfloat16) == lengths + 8 + 50 * 2 * 2 * 4
     assert count.state_bytes(one_block(REAL), 50, torch.bfloat16) == lengths + tail // 2 + 8 * 3 * 4
@@ -119,7 +119,9 @@ def test_one_token_by_hand() -> None:
     assert count.decode_flops(one_block(SHORT), 50) == dense(256) + 3 * fir + 5 * 2 * 8
     assert count.decode_flops(one_block(COMPLEX), 50) == dense(256) + 3 * fir + 8 * 3 * 12
     assert count.decode_flops(one_block(REAL), 50) == dense(256) + 3 * fir + 8 * 3 * 4
-    assert count.decode_flops(one_block(IMPLICIT), 50) == dense(256) + 3 * fir + 8 * 2 * 50
+    assert count.decode_flops(one_block(IMPLICIT), 50) == dense(256) + 3 * fir + 8 * 64  # half a block, twice
+    tiles = sum(5 * math.log2(2 * size) + 3 for size in (64, 128, 256))
+    assert count.decode_flops(one_block(IMPLICIT), 300) == dense(256) + 3 * fir + 8 * (64 + tiles)
 
 
 def test_a_sequence_by_hand() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import FILTERS, KINDS, random_ids, tiny_model
+from tiny_models import FILTERS, KINDS, ONLINE, random_ids, tiny_model
 
 from crocuta.model.lm import Model
 from crocuta.training.loss import next_token_loss
@@ -92,9 +92,9 @@ def test_without_gradients_nothing_is_computed_twice():
     assert len(calls) == 5
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FILTERS if not kind.startswith("implicit")])
+@pytest.mark.parametrize("kind", [kind for kind in FILTERS if kind not in ONLINE])
 def test_a_carried_state_carries_gradients(kind):
-    """Through tails and modes; the states of attention and of implicit filters are memory that is written in place."""
+    """Through tails and modes; the states of attention and online convolutions are memory that is written in place."""
     model = tiny_model(kind, torch.float64, seed=1)
     ids = random_ids(1, 50, seed=2)
     weights = torch.randn(1, 50, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

@@ -97,10 +97,10 @@ def test_taps_of_an_implicit_filter_are_made_once_a_length(monkeypatch):
     with torch.no_grad():
         for length in (20, 20, 30, 30):
             model(random_ids(1, length))
-        state = model.init_state(1, 40)
-        for _ in range(5):
+        states = [model.init_state(1, longest) for longest in (40, 25)]
+        for state in states * 5:  # by turns
             model.extend(random_ids(1, 1), state)
-    assert lengths == [20, 20, 30, 30, 40, 40]  # two blocks
+    assert lengths == [20, 20, 30, 30, 64, 64]  # two blocks
 
 
 def test_gradients_do_not_stop_at_kept_tables():

@@ -13,7 +13,7 @@ from crocuta.model.attention import Rope
 from crocuta.model.filters import Filter
 from crocuta.model.lm import Model
 from crocuta.model.precision import Float32Module
-from crocuta.model.state import HistoryState, HyenaState, ModalState
+from crocuta.model.state import HyenaState, ModalState, OnlineState
 
 
 def wide_names(model: Model) -> set[str]:
@@ -74,7 +74,7 @@ def test_logits_and_filter_states_are_wide(kind, dtype, expected):
     assert model.extend(ids[:, :1], state).dtype == expected
     for layer in state.layers:
         match layer:
-            case HyenaState(long=ModalState(modes=held) | HistoryState(inputs=held)):
+            case HyenaState(long=ModalState(modes=held) | OnlineState(long=held)):
                 assert held.dtype == expected
 
 

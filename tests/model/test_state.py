@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_models import KINDS, random_ids, tiny_model
 
 from crocuta.errors import StateError
@@ -132,3 +134,156 @@ def test_a_state_that_was_cut_off(tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(StateError, match=r"state.safetensors is not a saved state"):
         tiny_model("stripe").load_state(path)
+
+
+def test_what_was_loaded_is_not_the_file(tmp_path):
+    """The file may be written anew, or cut short, while the state is in use."""
+    path = tmp_path / "state.safetensors"
+    state = read("stripe", 5, 9)
+    state.save(path)
+    loaded = tiny_model("stripe").load_state(path)
+    path.write_bytes(bytes(100))
+    assert all(map(same, rows_of(loaded), rows_of(state)))
+
+
+def saved_with(path, change) -> None:
+    """Rewrite a saved state after ``change`` of its tensors and metadata."""
+    with safe_open(path, framework="pt") as file:
+        metadata = dict(file.metadata())
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors, metadata)
+    save_file(tensors, path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, m: m.update(max_length="9999999999999"), "belongs to another model, batch or max_length"),
+        (lambda t, m: m.update(max_length="-3"), "is not a saved state: got max_length=-3"),
+        (lambda t, m: m.update(max_length='"many"'), "is not a saved state: got max_length=many"),
+        (lambda t, m: m.update(max_length="{"), "is not a saved state"),
+        (lambda t, m: m.pop("model"), "is not a saved state"),
+        (lambda t, m: t.pop("lengths"), "is damaged: got no row of lengths"),
+        (lambda t, m: t.update(lengths=torch.tensor(3)), "is damaged: got no row of lengths"),
+        (lambda t, m: t.update(lengths=torch.tensor([3, 4, 5])), "belongs to another model, batch or max_length"),
+        (lambda t, m: t["layers.1.lengths"].fill_(-1), r"is damaged: got layers.1.lengths of \[-1, -1\]"),
+        (lambda t, m: t["layers.1.lengths"].fill_(50), r"is damaged: got layers.1.lengths of \[50, 50\]"),
+        (lambda t, m: t["lengths"].fill_(61), r"is damaged: got 61 tokens; expected at most 60"),
+    ],
+)
+def test_a_damaged_state_is_refused_and_allocates_nothing(tmp_path, change, message):
+    path = tmp_path / "state.safetensors"
+    read("stripe", 5, 9).save(path)
+    saved_with(path, change)
+    with pytest.raises(StateError, match=message):
+        tiny_model("stripe").load_state(path)
+
+
+def test_a_state_that_cannot_be_written(tmp_path):
+    with pytest.raises(StateError, match="cannot write the state"):
+        read("stripe", 5).save(tmp_path / "no" / "such" / "folder")
+    with pytest.raises(StateError, match="nothing to save in .*: got a state without rows"):
+        read("stripe", 5).without([0]).save(tmp_path / "state.safetensors")
+
+
+# --- rows that come and go ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_join_puts_the_rows_of_others_at_the_end(kind):
+    state, other, last = read(kind, 5, 9), read(kind, 7), read(kind, 2, 3)
+    joined = state.join([other, last])
+    assert joined.lengths.tolist() == [5, 9, 7, 2, 3]
+    expected = rows_of(state) + rows_of(other) + rows_of(last)
+    assert all(map(same, rows_of(joined), expected))
+    for _, tensor in joined.named_tensors():
+        tensor.fill_(7)
+    assert state.lengths.tolist() == [5, 9], "the joined state shares memory with the first"
+    assert state.join([]).lengths.tolist() == [5, 9]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_leaves_the_others_in_order(kind):
+    state = read(kind, 5, 9, 2, 4)
+    assert state.without([2, 0]).lengths.tolist() == [9, 4]
+    assert all(map(same, rows_of(state.without([1])), [rows_of(state)[i] for i in (0, 2, 3)]))
+    empty = state.without([0, 1, 2, 3])
+    assert empty.batch == 0
+    assert empty.join([read(kind, 6)]).lengths.tolist() == [6]
+    with pytest.raises(StateError, match="no such rows in the state"):
+        state.without([4])
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: read("attention", 3), "belong to another model"),
+        (lambda: read("stripe", 3, max_length=61), "states differ in 'layers.1.keys'"),
+    ],
+)
+def test_rows_that_do_not_fit_are_not_joined(other, message):
+    with pytest.raises(StateError, match=message):
+        read("stripe", 5).join([read("stripe", 4), other()])
+
+
+def test_rows_of_another_max_length_do_not_fit_even_where_nothing_has_its_size():
+    for verb in (lambda a, b: a.join([b]), lambda a, b: a.write([0], b)):
+        with pytest.raises(StateError, match="differ in max_length: got 61; expected 60; use model.with_room"):
+            verb(read("complex-raw", 5), read("complex-raw", 5, max_length=61))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("before", "after"), [(33, 150), (70, 71), (150, 40)])
+def test_a_state_with_other_room_goes_on_as_before(kind, before, after):
+    model = tiny_model(kind, torch.float64, seed=1)
+    ids = random_ids(2, after, seed=2)
+    state = model.init_state(2, before)
+    model.extend(ids[:, :33], state, torch.tensor([33, 20]))
+    moved = model.with_room(state, after)
+    assert moved.max_length == after
+    assert moved.lengths.tolist() == state.lengths.tolist() == [33, 20]
+    logits = model.extend(ids[:, 33:], moved)
+    torch.testing.assert_close(logits[0], model(ids[:1])[0, 33:], rtol=0, atol=1e-9)
+    whole = torch.cat([ids[1:, :20], ids[1:, 33:]], dim=1)
+    torch.testing.assert_close(logits[1], model(whole)[0, 20:], rtol=0, atol=1e-9)
+
+
+def test_room_that_is_too_small_or_another_model_s():
+    model = tiny_model("stripe", seed=1)
+    state = read("stripe", 5, 9)
+    with pytest.raises(StateError, match="longer than the new state: got 9 tokens; expected at most 8"):
+        model.with_room(state, 8)
+    with pytest.raises(StateError, match="the state belongs to a model with another configuration"):
+        tiny_model("attention").with_room(state, 20)
+
+
+# --- where a state is not finite ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensor", "name"),
+    [
+        ("complex-raw", lambda layer: layer.long.modes, "long.modes"),
+        ("explicit", lambda layer: layer.long.tail, "long.tail"),
+        ("real-stable", lambda layer: layer.short.tail, "short.tail"),
+        ("attention", lambda layer: layer.keys, "keys"),
+        ("attention-gqa", lambda layer: layer.values, "values"),
+    ],
+)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_named(kind, tensor, name, value):
+    state = read(kind, 5, 9, 2)
+    assert state.non_finite() == []
+    tensor(state.layers[1])[2, 0] = value
+    assert state.non_finite() == [f"block 1, {name}, row 2"]
+    tensor(state.layers[0])[0, 0] = value
+    assert state.non_finite([7, 8, 9]) == [f"block 0, {name}, row 7", f"block 1, {name}, row 9"]
+
+
+def test_what_lies_past_a_row_s_end_is_no_part_of_it():
+    state = read("attention", 5, 9)
+    state.layers[0].keys[0, 5:] = torch.nan
+    assert state.non_finite() == []
+    state.layers[0].keys[1, 8] = torch.nan
+    assert state.non_finite() == ["block 0, keys, row 1"]

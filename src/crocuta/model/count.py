@@ -46,6 +46,7 @@ from crocuta.config import (
 from crocuta.model.block import Block
 from crocuta.model.build import build_model
 from crocuta.model.lm import Model
+from crocuta.ops import online_conv
 from crocuta.ops.dispatch import Case, choose
 from crocuta.ops.fft_conv import fft_length
 from crocuta.ops.fp8 import fp8_case
@@ -144,7 +145,10 @@ def state_bytes(config: ModelConfig, length: int, dtype: torch.dtype = torch.flo
 
 def state_is_constant(config: ModelConfig) -> bool:
     """Whether the state has one size for every length: no attention and no implicit filter."""
-    return state_bytes(config, 1) == state_bytes(config, 2)
+    mixers = [block.mixer for block in config.blocks]
+    return not any(
+        isinstance(mixer, AttentionConfig) or isinstance(mixer.filter, ImplicitFilterConfig) for mixer in mixers
+    )
 
 
 def weight_bytes(config: ModelConfig, dtype: torch.dtype = torch.float32) -> int:
@@ -198,9 +202,9 @@ def _case(filter_: FilterConfig, new: int, end: int) -> Case:
     """``new`` tokens of a sequence that then has ``end``."""
     match filter_:
         case ExplicitFilterConfig(taps=taps):
-            return Case(op="fir", length=new, taps=taps)
+            return Case(op="fir", length=new, taps=taps, continued=end > new)
         case ImplicitFilterConfig():
-            return Case(op="long_convolution", length=new, taps=end)
+            return Case(op="long_convolution", length=new, taps=end, continued=end > new)
         case ComplexModalFilterConfig() | RealModalFilterConfig():
             return Case(op="modal", length=new)
 
@@ -258,15 +262,21 @@ def _step_flops(config: MixerConfig, d: int, position: int) -> float:
 
 
 def _filter_step_flops(filter_: FilterConfig, position: int) -> float:
-    """One channel, one token."""
-    kernel = choose(_case(filter_, 1, position)).name
+    """One channel, one token, tiles of the online convolution spread evenly."""
     match filter_:
         case ExplicitFilterConfig(taps=taps):
-            return 2 * min(taps, position) if kernel == "toeplitz" else _fft_flops(taps, taps)
+            kernel = choose(Case(op="fir", length=1, taps=taps, continued=True)).name
+            return 2 * min(taps, position) if kernel == "toeplitz" else _online_flops(min(taps, position))
         case ImplicitFilterConfig():
-            return 2 * position if kernel == "direct" else _fft_flops(position, position)
+            return _online_flops(position)
         case ComplexModalFilterConfig() | RealModalFilterConfig():
             return _recurrence_flops(filter_)
+
+
+def _online_flops(reach: int) -> float:
+    """Half a block of products, and of each size of tile up to ``reach`` two transforms of 2 U every 2 U tokens."""
+    sizes = [online_conv.BLOCK << level for level in range(max(0, (reach // online_conv.BLOCK).bit_length()))]
+    return online_conv.BLOCK + sum(5 * math.log2(2 * size) + 3 for size in sizes)
 
 
 def _taps_used(taps: int, length: int) -> int:

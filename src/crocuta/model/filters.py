@@ -1,8 +1,9 @@
 """Filters: what makes the kernel of a long convolution, and how each kind carries its past.
 
     explicit taps  ->  a Toeplitz product          state: the last k - 1 inputs
+       (many taps)     FFT, continued online       state: as many inputs and partial outputs as there are taps
     modal          ->  chunked recurrence          state: n modes a channel
-    implicit MLP   ->  FFT                         state: all earlier inputs (no recurrence exists)
+    implicit MLP   ->  FFT, continued online       state: all earlier inputs (no recurrence exists)
 
 Every parameter here stays in float32 (``Float32Module``).
 """
@@ -25,12 +26,13 @@ from crocuta.config import (
 from crocuta.errors import InputError
 from crocuta.model.linear import Linear
 from crocuta.model.precision import Float32Module, Memo
-from crocuta.model.state import FIRState, HistoryState, ModalState, State, check_room
+from crocuta.model.state import FIRState, ModalState, OnlineState, State, check_room
 from crocuta.ops import modal
 from crocuta.ops.blocks import full_precision
 from crocuta.ops.dispatch import Case, choose
 from crocuta.ops.fft_conv import fft_convolution, filter_spectrum
 from crocuta.ops.fir import fir, next_tail
+from crocuta.ops.online_conv import BLOCK, OnlineTaps, buffer_length, online_convolution
 from crocuta.types import Hidden
 
 
@@ -62,6 +64,8 @@ class ExplicitFilter(Filter):
         self.config = config
         self.channels = channels
         self.weight = nn.Parameter(torch.empty(config.groups or channels, config.taps))
+        self._is_online = choose(Case(op="fir", length=1, taps=config.taps, continued=True)).name == "online"
+        self._memo = Memo()
 
     def taps(self, length: int) -> Float[Tensor, "g k"]:
         decay = self.config.decay
@@ -74,25 +78,34 @@ class ExplicitFilter(Filter):
         return taps * torch.exp(-rates[:, None] * t)
 
     def convolve(self, u: Hidden, skip: Tensor | None) -> Hidden:
-        return self._run(u, skip, None)
-
-    def init_state(self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype) -> FIRState:
-        return FIRState(torch.zeros(batch, self.config.taps - 1, self.channels, device=device, dtype=dtype))
-
-    def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
-        assert isinstance(state, FIRState)
-        y = self._run(u, skip, state.tail)
-        state.tail = next_tail(u, state.tail, lengths)
-        return y
-
-    def _run(self, u: Hidden, skip: Tensor | None, tail: Tensor | None) -> Hidden:
         taps = self.taps(self.config.taps)
         match choose(Case(op="fir", length=u.shape[1], taps=taps.shape[1])).name:
             case "toeplitz":
-                y = fir(u, taps, None, tail)
-                return y if skip is None else y + skip.to(u.dtype) * u
+                return self._toeplitz(u, skip, None)
             case _:
-                return fft_convolution(u, taps, skip, tail)
+                return fft_convolution(u, taps, skip)
+
+    def init_state(self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype) -> State:
+        if self._is_online:  # one size for every length: rows of any length can share a state
+            length = buffer_length(self.config.taps, None)
+            return _online_state(batch, self.channels, length, device=device, dtype=dtype)
+        return FIRState(torch.zeros(batch, self.config.taps - 1, self.channels, device=device, dtype=dtype))
+
+    def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
+        if isinstance(state, OnlineState):
+            taps = self._memo.get("online", list(self.parameters()), self._online_taps)
+            return _extend_online(u, skip, taps, state, lengths, None)
+        assert isinstance(state, FIRState)
+        y = self._toeplitz(u, skip, state.tail)
+        state.tail = next_tail(u, state.tail, lengths)
+        return y
+
+    def _toeplitz(self, u: Hidden, skip: Tensor | None, tail: Tensor | None) -> Hidden:
+        y = fir(u, self.taps(self.config.taps), None, tail)
+        return y if skip is None else y + skip.to(u.dtype) * u
+
+    def _online_taps(self) -> OnlineTaps:
+        return OnlineTaps(self.taps(self.config.taps), self.channels)
 
 
 class ModalFilter(Filter):
@@ -190,6 +203,7 @@ class ImplicitFilter(Filter):
         trained = config.train_features
         self.features = nn.Parameter(torch.empty(config.max_length, config.features)) if trained else None
         self._memo = Memo()
+        self._reach = 1
 
     def taps(self, length: int) -> Float[Tensor, "g k"]:
         if length > self.config.max_length:
@@ -220,34 +234,39 @@ class ImplicitFilter(Filter):
 
     def init_state(
         self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype
-    ) -> HistoryState:
-        length = self.config.max_length if max_length is None else min(max_length, self.config.max_length)
-        wide = torch.promote_types(dtype, torch.float32)
-        inputs = torch.zeros(batch, self.channels, length, device=device, dtype=wide)
-        return HistoryState(inputs, torch.zeros(batch, dtype=torch.int64))
+    ) -> OnlineState:
+        length = buffer_length(self.config.max_length, max_length or self.config.max_length)
+        return _online_state(batch, self.channels, length, device=device, dtype=dtype)
 
     def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
-        assert isinstance(state, HistoryState)
-        b, l, _ = u.shape
-        added = torch.full((b,), l) if lengths is None else lengths.cpu()
-        check_room(state.lengths, added, state.inputs.shape[2], "filter's")
-        starts = state.lengths
-        for row, (start, count) in enumerate(zip(starts.tolist(), added.tolist())):
-            state.inputs[row, :, start : start + count] = u[row, :count].t()
-        state.lengths = starts + added
-        y = self._continue(u, state.inputs, starts)
-        return y if skip is None else y + skip.to(u.dtype) * u
+        assert isinstance(state, OnlineState)
+        longest = min(state.long.shape[2], self.config.max_length)
+        # never fewer taps than before: states of different lengths, used in turn, must not make each other's anew
+        self._reach = max(self._reach, min(1 << (longest - 1).bit_length(), self.config.max_length))
+        taps = self._memo.get("online", list(self.parameters()), self._online_taps, self._reach)
+        return _extend_online(u, skip, taps, state, lengths, longest)
 
-    def _continue(self, u: Hidden, inputs: Tensor, starts: Tensor) -> Hidden:
-        b, l, d = u.shape
-        end = int(starts.max()) + l
-        taps = self.taps(inputs.shape[2])
-        if choose(Case(op="long_convolution", length=l, taps=end)).name == "direct":
-            return _direct(inputs, taps, starts, l).to(u.dtype)
-        whole = torch.nn.functional.pad(inputs[:, :, :end], (0, max(0, end - inputs.shape[2])))
-        y = fft_convolution(whole.transpose(1, 2), taps[:, :end])
-        index = (starts[:, None] + torch.arange(l)).to(u.device)
-        return y.gather(1, index[:, :, None].expand(-1, -1, d)).to(u.dtype)
+    def _online_taps(self) -> OnlineTaps:
+        return OnlineTaps(self.taps(self._reach), self.channels)
+
+
+def _online_state(batch: int, channels: int, length: int, *, device: torch.device, dtype: torch.dtype) -> OnlineState:
+    wide = torch.promote_types(dtype, torch.float32)
+    long, near = (torch.zeros(batch, *s, device=device, dtype=wide) for s in ((channels, length), (BLOCK, channels)))
+    return OnlineState(long, near, torch.zeros(batch, dtype=torch.int64))
+
+
+def _extend_online(
+    u: Hidden, skip: Tensor | None, taps: OnlineTaps, state: OnlineState, lengths: Tensor | None, longest: int | None
+) -> Hidden:
+    """``online_convolution`` on a state whose rows may reach ``longest`` inputs."""
+    starts = state.lengths.tolist()
+    counts = None if lengths is None else lengths.tolist()
+    if longest is not None and max(starts) + u.shape[1] > longest:
+        check_room(state.lengths, u.shape[1] if lengths is None else lengths.cpu(), longest, "filter's")
+    y = online_convolution(u, taps, state.buffers, starts, counts, None if skip is None else skip.to(u.dtype))
+    state.lengths = state.lengths + (u.shape[1] if lengths is None else lengths.cpu())
+    return y
 
 
 def positional_features(config: ImplicitFilterConfig, length: int, like: Tensor) -> Float[Tensor, "l e"]:
@@ -278,17 +297,3 @@ def window_rates(config: ImplicitFilterConfig, channels: int, like: Tensor) -> F
     """|δ_c|, evenly spaced from the slowest to the fastest."""
     fast, slow = (math.log(config.window_target) / fraction for fraction in config.window_decay)
     return torch.linspace(slow, fast, channels, device=like.device, dtype=like.dtype).abs()
-
-
-def _direct(inputs: Float[Tensor, "b d p"], taps: Float[Tensor, "d k"], starts: Tensor, length: int) -> Hidden:
-    """Output t of a row as a dot product over its own past: cheapest for a few new tokens."""
-    outputs = []
-    for row, start in enumerate(starts.tolist()):
-        rows = [
-            (inputs[row, :, : start + t + 1] * taps[:, : start + t + 1].flip(-1)).sum(-1)
-            if start + t < inputs.shape[2]
-            else inputs.new_zeros(inputs.shape[1])
-            for t in range(length)
-        ]
-        outputs.append(torch.stack(rows))
-    return torch.stack(outputs)

@@ -15,7 +15,7 @@ from crocuta.errors import InputError, StateError
 from crocuta.model.block import Block
 from crocuta.model.linear import Embedding, Linear
 from crocuta.model.norm import build_norm
-from crocuta.model.state import ModelState, check_room, fingerprint, load_into, saved_shape
+from crocuta.model.state import ModelState, SavedState, check_room, fingerprint, load_state, read_head
 from crocuta.ops.blocks import full_precision
 from crocuta.types import Hidden, Logits, TokenIds
 
@@ -71,12 +71,18 @@ class Model(nn.Module):
         for name, value in (("batch", batch), ("max_length", max_length)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} must be a positive whole number", given=value)
-        weight = self.embedding.weight
-        layers = [
-            block.init_state(batch, max_length, device=weight.device, dtype=weight.dtype)
-            for block in self._blocks_below(None)
-        ]
-        return ModelState(layers, torch.zeros(batch, dtype=torch.int64), max_length, self._fingerprint)
+        return self._state(batch, max_length, self.embedding.weight.device)
+
+    def with_room(self, state: ModelState, max_length: int) -> ModelState:
+        """A copy of ``state`` for rows of up to ``max_length`` tokens, more or fewer than it was made for.
+
+        Raises StateError if a row is longer already, or for another model's state.
+        """
+        self.check_owner(state)
+        check_room(state.lengths, 0, max_length, "new")
+        larger = self.init_state(state.batch, max_length)
+        larger.fill(state)
+        return larger
 
     def extend(self, ids: TokenIds, state: ModelState, lengths: Int[Tensor, " b"] | None = None) -> Logits:
         """Read the next tokens of each row: logits after each of them, and ``state`` moved on.
@@ -100,8 +106,7 @@ class Model(nn.Module):
                 given=f"ids with {ids.shape[0]} rows",
                 expected=f"{state.batch} rows",
             )
-        if state.model != self._fingerprint:
-            raise StateError("the state belongs to a model with another configuration", fix="use model.init_state")
+        self.check_owner(state)
         added = self._check_lengths(ids, lengths)
         self._check_room(state, added)
         x = self._embed(ids)
@@ -112,10 +117,29 @@ class Model(nn.Module):
 
     def load_state(self, path: str | PathLike[str]) -> ModelState:
         """A state written by ``state.save(path)``. Raises StateError if it is another model's."""
-        owner, batch, max_length = saved_shape(path)
-        if owner != self._fingerprint:
+        head = read_head(path)
+        return load_state(self.state_like(head, path), path, self.embedding.weight.device)
+
+    def state_like(self, head: SavedState, path: str | PathLike[str], lengths: str = "lengths") -> ModelState:
+        """A state as the head of a file describes it, of tensors without memory: a damaged head allocates nothing.
+
+        ``lengths`` is the name that the model's lengths have in the file. Raises StateError if it is another model's.
+        """
+        if head.model != self._fingerprint:
             raise StateError(f"the state {path} belongs to a model with another configuration")
-        return load_into(self.init_state(batch, max_length), path)
+        if len(head.shapes.get(lengths, ())) != 1:
+            raise StateError(f"the state {path} is damaged", given=f"no row of {lengths}")
+        return self._state(head.shapes[lengths][0], head.max_length, torch.device("meta"))
+
+    def check_owner(self, state: ModelState, name: str = "the state") -> None:
+        """StateError, naming it, for a state of a model with another configuration."""
+        if state.model != self._fingerprint:
+            raise StateError(f"{name} belongs to a model with another configuration", fix="make it with this model")
+
+    def _state(self, batch: int, max_length: int | None, device: torch.device) -> ModelState:
+        dtype = self.embedding.weight.dtype
+        layers = [block.init_state(batch, max_length, device=device, dtype=dtype) for block in self._blocks_below(None)]
+        return ModelState(layers, torch.zeros(batch, dtype=torch.int64), max_length, self._fingerprint)
 
     def _blocks_below(self, layer: int | None) -> list[Block]:
         """The blocks that ``hidden(layer=layer)`` runs."""

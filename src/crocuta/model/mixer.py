@@ -27,5 +27,5 @@ class Mixer(nn.Module, ABC):
         """Mix the next tokens of each row and update ``state``. Positions past ``lengths[row]`` are padding.
 
         Made for inference: gradients flow through the states of FIR and modal filters, but the buffers of attention
-        and implicit filters are written in place, and torch refuses to differentiate through two such calls.
+        and of online convolutions are written in place, and torch refuses to differentiate through two such calls.
         """

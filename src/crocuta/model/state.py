@@ -1,8 +1,8 @@
 """What a model remembers of the tokens it has read, as batch-first tensors: one row is one sequence.
 
-Rows may have different lengths; left padding is never used. A state can be copied, its rows selected or
-overwritten (admission and removal of sequences), counted in bytes, and saved. ``extend`` of the owning module
-updates it in place.
+Rows may have different lengths; left padding is never used. Sequences come and go by row: ``join`` admits the rows
+of other states, ``without`` removes rows, ``select`` orders and forks them, ``write`` overwrites them. A state can
+be copied, counted in bytes, saved, and asked where it is not finite. ``extend`` of the owning module updates it.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crocuta.errors import StateError
+from crocuta.ops.online_conv import OnlineBuffers
 
 
 class State:
@@ -61,18 +62,75 @@ class State:
         index = self._index(rows)
         return self._mapped(lambda tensor: tensor.index_select(0, index.to(tensor.device)))
 
+    def without(self, rows: Sequence[int] | Tensor) -> Self:
+        """A new state of all other rows, in their order; without all of them it has none, and ``join`` may add some."""
+        removed = set(self._index(rows).tolist())
+        return self.select([row for row in range(self.batch) if row not in removed])
+
+    def join(self, others: Sequence[Self]) -> Self:
+        """A new state: these rows, then those of ``others``, of the same model and max_length. Raises StateError."""
+        for other in others:
+            self._check_fits(other)
+        columns = zip(*(state.named_tensors() for state in (self, *others)), strict=True)
+        joined = iter([torch.cat([t.to(column[0][1]) for _, t in column]) for column in columns])
+        return self._mapped(lambda _: next(joined))
+
     def write(self, rows: Sequence[int] | Tensor, source: Self) -> None:
         """Overwrite the given rows, in order, with the rows of ``source``, a state of the same model and max_length."""
         index = self._index(rows)
-        if self.kind() != source.kind():
-            raise StateError("the rows to write belong to another model", fix="make both states with the same model")
+        self._check_fits(source)
         if len(index.unique()) != len(index) or len(index) != source.batch:
             raise StateError(
                 "rows to write must be distinct and as many as the source has",
                 given=f"rows {index.tolist()} and a source of {source.batch} rows",
             )
-        pairs = list(zip(self.named_tensors(), source.named_tensors(), strict=True))
-        for (name, mine), (_, theirs) in pairs:
+        for (_, mine), (_, theirs) in zip(self.named_tensors(), source.named_tensors(), strict=True):
+            mine.index_copy_(0, index.to(mine.device), theirs.to(mine.device, mine.dtype))
+
+    def fill(self, source: Self) -> None:
+        """Copy ``source``, a state of the same model and as many rows but another max_length.
+
+        Buffers are copied as far as both reach; ``Model.with_room`` sees to it that they reach far enough. A state
+        whose tensors depend on max_length in another way than by their size has a ``fill`` of its own.
+        """
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            mine, theirs = getattr(self, field.name), getattr(source, field.name)
+            if isinstance(mine, Tensor):
+                both = tuple(slice(min(sizes)) for sizes in zip(mine.shape, theirs.shape, strict=True))
+                mine[both] = theirs[both]
+            elif isinstance(mine, State):
+                mine.fill(theirs)
+            elif isinstance(mine, list):
+                for item, other in zip(mine, theirs, strict=True):
+                    item.fill(other)
+
+    def non_finite_rows(self, prefix: str = "") -> Iterator[tuple[str, list[int]]]:
+        """The dotted name of each tensor that holds a NaN or an infinity, and the rows that do."""
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                finite = torch.isfinite(self._meant(value)).flatten(1).all(1) if value.ndim > 1 else value.isfinite()
+                if not finite.all():
+                    yield prefix + field.name, (~finite).nonzero()[:, 0].tolist()
+            elif isinstance(value, State):
+                yield from value.non_finite_rows(f"{prefix}{field.name}.")
+            elif isinstance(value, list):
+                for i, item in enumerate(value):
+                    yield from item.non_finite_rows(f"{prefix}{field.name}.{i}.")
+
+    @property
+    def room(self) -> int | None:
+        """The max_length of a whole model's state; its parts know theirs by the sizes of their buffers."""
+        return None
+
+    def _meant(self, tensor: Tensor) -> Tensor:
+        """``tensor`` without whatever happens to lie in it past the ends of its rows."""
+        return tensor
+
+    def _check_fits(self, source: Self) -> None:
+        if self.kind() != source.kind():
+            raise StateError("the rows to write belong to another model", fix="make both states with the same model")
+        for (name, mine), (_, theirs) in zip(self.named_tensors(), source.named_tensors(), strict=True):
             if mine.shape[1:] != theirs.shape[1:]:
                 raise StateError(
                     f"states differ in {name!r}",
@@ -80,8 +138,10 @@ class State:
                     expected=tuple(mine.shape[1:]),
                     fix="make both with the same model and max_length",
                 )
-        for (_, mine), (_, theirs) in pairs:
-            mine.index_copy_(0, index.to(mine.device), theirs.to(mine.device, mine.dtype))
+        if self.room != source.room:
+            raise StateError(
+                "states differ in max_length", given=source.room, expected=self.room, fix="use model.with_room"
+            )
 
     def _index(self, rows: Sequence[int] | Tensor) -> Tensor:
         index = torch.as_tensor(rows, dtype=torch.int64).cpu()
@@ -121,11 +181,16 @@ class ModalState(State):
 
 
 @dataclass
-class HistoryState(State):
-    """All inputs of a filter without recurrence, float32, [b d p]; ``lengths`` [b] of them are valid."""
+class OnlineState(State):
+    """The buffers of an online convolution, [b d p] and [b c d], float32; ``lengths`` [b] counts the inputs read."""
 
-    inputs: Tensor
+    long: Tensor
+    near: Tensor
     lengths: Tensor
+
+    def __post_init__(self) -> None:
+        self.buffers = OnlineBuffers(self.long, self.near)
+        """The same memory as the op wants it. Both are written in place, never replaced."""
 
 
 @dataclass
@@ -135,6 +200,12 @@ class AttentionState(State):
     keys: Tensor
     values: Tensor
     lengths: Tensor
+
+    def _meant(self, tensor: Tensor) -> Tensor:
+        if tensor is self.lengths:
+            return tensor
+        past = torch.arange(tensor.shape[1]) >= self.lengths[:, None]
+        return tensor.masked_fill(past.to(tensor.device)[:, :, None, None], 0)
 
 
 @dataclass
@@ -160,10 +231,30 @@ class ModelState(State):
     def kind(self) -> tuple[object, ...]:
         return (self.model,)
 
+    @property
+    def room(self) -> int | None:
+        return self.max_length
+
+    def non_finite(self, rows: Sequence[int] | None = None) -> list[str]:
+        """Where the state holds a NaN or an infinity, as "block 3, long.modes, row 2"; nowhere is an empty list.
+
+        In the order of the blocks, which are numbered from 0 as in the names of weights: the first is where it began.
+        ``rows`` are the names of the rows, by default their numbers.
+        """
+        names = range(self.batch) if rows is None else rows
+        return [
+            f"block {block}, {name}, row {names[row]}"
+            for block, layer in enumerate(self.layers)
+            for name, bad in layer.non_finite_rows()
+            for row in bad
+        ]
+
     def save(self, path: str | PathLike[str]) -> None:
-        """Write a safetensors file that ``Model.load_state`` reads, of the same model only."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.named_tensors()}
-        save_file(tensors, path, {"max_length": json.dumps(self.max_length), "model": self.model})
+        """Write a safetensors file that ``Model.load_state`` reads, of the same model only. Raises StateError."""
+        save_state(self, self, path)
+
+
+S = TypeVar("S", bound=State)
 
 
 def fingerprint(config: object) -> str:
@@ -171,36 +262,68 @@ def fingerprint(config: object) -> str:
     return hashlib.sha256(repr(config).encode()).hexdigest()[:16]
 
 
-def load_into(state: ModelState, path: str | PathLike[str]) -> ModelState:
-    """Fill a fresh state, of the right model, batch and max_length, with a saved one. Raises StateError."""
+def save_state(state: State, owner: ModelState, path: str | PathLike[str]) -> None:
+    """Write a state, whose model and max_length are those of ``owner``, as safetensors. Raises StateError."""
+    if not state.batch:
+        raise StateError(f"there is nothing to save in {path}", given="a state without rows")
+    tensors = {name: tensor.contiguous() for name, tensor in state.named_tensors()}
+    try:
+        save_file(tensors, path, {"max_length": json.dumps(owner.max_length), "model": owner.model})
+    except (OSError, SafetensorError) as error:
+        raise StateError(f"cannot write the state {path}", given=error) from error
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What the head of a saved state says: the fingerprint of its model, and its tensors' shapes by name."""
+
+    model: str
+    max_length: int | None
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def read_head(path: str | PathLike[str]) -> SavedState:
+    """The head of a saved state, without reading it whole. Raises StateError for a file that is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            model, room = metadata["model"], json.loads(metadata["max_length"])
+        if room is not None and (type(room) is not int or room < 1):
+            raise ValueError(f"max_length={room}")
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise StateError(f"{path} is not a saved state", given=error, expected="a file written by save") from error
+    return SavedState(model, room, shapes)
+
+
+def load_state(like: S, path: str | PathLike[str], device: torch.device, lengths: str = "lengths") -> S:
+    """The state in a file, with the shapes and dtypes of ``like``, whose tensors may be empty ones on "meta".
+
+    Those go to ``device``, others to where they are in ``like``; ``lengths`` is the name of the model's lengths.
+    Raises StateError for other names or shapes, and for lengths that cannot be.
+    """
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise StateError(f"cannot read the state {path}", given=error) from error
-    wanted = dict(state.named_tensors())
+    wanted = dict(like.named_tensors())
     if wanted.keys() != tensors.keys() or any(wanted[name].shape != tensors[name].shape for name in wanted):
         raise StateError(f"the state {path} belongs to another model, batch or max_length")
+    _check_lengths(tensors, lengths, like.room, path)
+    # Copies, because what is read is mapped: a file that is written anew would change it, or end the process.
+    placed = [(tensors[n], device if t.is_meta else t.device, t.dtype) for n, t in wanted.items()]
+    loaded = iter([tensor.to(place, dtype, copy=True) for tensor, place, dtype in placed])
+    return like._mapped(lambda _: next(loaded))
+
+
+def _check_lengths(tensors: Mapping[str, Tensor], whole: str, room: int | None, path: str | PathLike[str]) -> None:
+    """StateError for rows that are longer than the room, and layers that have read more than the model, or less than 0."""
+    longest = int(tensors[whole].max())
+    if room is not None and longest > room:
+        raise StateError(f"the state {path} is damaged", given=f"{longest} tokens", expected=f"at most {room}")
     for name, tensor in tensors.items():
-        wanted[name].copy_(tensor)
-    return state
-
-
-def saved_shape(path: str | PathLike[str]) -> tuple[str, int, int | None]:
-    """Fingerprint of the model, number of rows and max_length of a saved state, without reading it whole."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            return (
-                metadata["model"],
-                file.get_slice("lengths").get_shape()[0],
-                json.loads(metadata["max_length"]),
-            )
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise StateError(
-            f"{path} is not a saved state", given=error, expected="a file written by state.save"
-        ) from error
+        if name.split(".")[-1] == "lengths" and not bool(((tensor >= 0) & (tensor <= tensors[whole])).all()):
+            raise StateError(f"the state {path} is damaged", given=f"{name} of {tensor.tolist()}")
 
 
 def check_room(lengths: Tensor, added: Tensor | int, max_length: int, what: str) -> None:

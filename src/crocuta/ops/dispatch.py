@@ -17,6 +17,8 @@ class Case:
     """New tokens of the call."""
     taps: int = 0
     """Length of the kernel that reaches them."""
+    continued: bool = False
+    """Whether earlier tokens of the sequence, read by earlier calls, reach them too."""
     sizes: tuple[int, ...] = ()
     """Sides of the matrix that multiplies them."""
     capability: tuple[int, int] | None = None
@@ -59,11 +61,12 @@ TABLE: dict[str, tuple[Kernel, ...]] = {
     ),
     "fir": (
         Kernel("toeplitz", _when(lambda c: c.taps <= 512, "more than 512 taps: a transform is faster")),
-        Kernel("fft", _never),
+        Kernel("fft", _when(lambda c: not c.continued, "earlier tokens reach these")),
+        Kernel("online", _never),
     ),
     "long_convolution": (
-        Kernel("direct", _when(lambda c: c.length <= 4, "more than 4 tokens: a transform is faster")),
-        Kernel("fft", _never),
+        Kernel("fft", _when(lambda c: not c.continued, "earlier tokens reach these")),
+        Kernel("online", _never),
     ),
     "fp8_linear": (Kernel("scaled_mm", _rejects_scaled_mm), Kernel("dequantised", _never)),
 }

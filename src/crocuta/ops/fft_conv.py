@@ -52,10 +52,10 @@ def fft_length(minimum: int) -> int:
     return best
 
 
-def _channel_turns(d: int, g: int, b: int, n: int) -> list[tuple[slice, slice]]:
-    """Slices of channels, and of the groups they belong to, whose transforms fit the workspace."""
+def channel_turns(d: int, g: int, b: int, n: int, workspace: int) -> list[tuple[slice, slice]]:
+    """Slices of channels, and of the groups they belong to, whose transforms of b rows fit ``workspace`` numbers."""
     repeat = d // g
-    groups = max(1, _WORKSPACE // (n * b * repeat))
+    groups = max(1, workspace // (n * b * repeat))
     return [(slice(i * repeat, min(g, i + groups) * repeat), slice(i, min(g, i + groups))) for i in range(0, g, groups)]
 
 
@@ -67,7 +67,7 @@ class _FFTConvolution(torch.autograd.Function):
         ctx.save_for_backward(u, taps)
         n = fft_length(l + min(l, taps.shape[1]) - 1)
         y = torch.empty_like(u)
-        for channels, groups in _channel_turns(d, g, b, n):
+        for channels, groups in channel_turns(d, g, b, n, _WORKSPACE):
             h = torch.fft.rfft(taps[groups, :l], n=n) if spectrum is None else spectrum[groups]
             product = _by_group(torch.fft.rfft(u[channels], n=n), h) * h[:, None, None]
             y[channels] = torch.fft.irfft(product, n=n)[..., :l].reshape(-1, b, l)
@@ -81,7 +81,7 @@ class _FFTConvolution(torch.autograd.Function):
         used = min(l, k)
         n = fft_length(l + used - 1)
         du, dtaps = torch.empty_like(u), torch.zeros_like(taps)
-        for channels, groups in _channel_turns(d, g, b, n):
+        for channels, groups in channel_turns(d, g, b, n, _WORKSPACE):
             h = torch.fft.rfft(taps[groups, :l], n=n)
             dy_spectrum = _by_group(torch.fft.rfft(dy[channels], n=n), h)
             du[channels] = torch.fft.irfft(dy_spectrum * h.conj()[:, None, None], n=n)[..., :l].reshape(-1, b, l)
