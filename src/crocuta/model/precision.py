@@ -42,9 +42,9 @@ class Memo:
 
     Nothing is kept while gradients are on, so training always differentiates through the derivation, nor of
     parameters made in ``torch.inference_mode``, which do not count their changes. The kept entry holds the
-    parameters' storage, so an address cannot be reused while it serves as part of the key. The steps of optimisers
-    are part of it too, because fused ones change parameters without counting it. A change through
-    ``parameter.data`` in place is not seen.
+    parameters' storage, so an address cannot be reused, for another dtype say, while it serves as part of the key.
+    The steps of optimisers are part of it too, because fused ones change parameters without counting it. A change
+    through ``parameter.data`` in place is not seen.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Memo:
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(p.is_inference() for p in parameters):
             self._entries.clear()
             return compute()
-        key = (variant, _optimizer_steps, *((p.data_ptr(), p._version, p.dtype, p.device) for p in parameters))
+        key = (variant, _optimizer_steps, *[(p.data_ptr(), p._version) for p in parameters])
         entry = self._entries.get(name)
         if entry is None or entry[0] != key:
             self._entries[name] = entry = (key, [p.detach() for p in parameters], compute())

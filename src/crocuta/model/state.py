@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crocuta.errors import StateError
-from crocuta.ops.online_conv import OnlineBuffers
+from crocuta.ops.online_conv import OnlineBuffers, OnlineTaps
 
 
 class State:
@@ -191,6 +191,8 @@ class OnlineState(State):
     def __post_init__(self) -> None:
         self.buffers = OnlineBuffers(self.long, self.near)
         """The same memory as the op wants it. Both are written in place, never replaced."""
+        self.taps: OnlineTaps | None = None
+        """The filter's, as last looked up."""
 
 
 @dataclass
@@ -317,7 +319,7 @@ def load_state(like: S, path: str | PathLike[str], device: torch.device, lengths
 
 
 def _check_lengths(tensors: Mapping[str, Tensor], whole: str, room: int | None, path: str | PathLike[str]) -> None:
-    """StateError for rows that are longer than the room, and layers that have read more than the model, or less than 0."""
+    """StateError for rows longer than the room, and for layers that have read more than the model, or less than 0."""
     longest = int(tensors[whole].max())
     if room is not None and longest > room:
         raise StateError(f"the state {path} is damaged", given=f"{longest} tokens", expected=f"at most {room}")

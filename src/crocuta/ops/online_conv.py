@@ -49,21 +49,25 @@ class OnlineBuffers:
         """All positions, as far as the taps reach (``buffer_length``). The current block is out of date."""
         self.near = near
         """The current block of BLOCK positions."""
-        self._views: tuple[list[Tensor], list[Tensor]] | None = None
+        self._views: list[tuple[Tensor, Tensor] | None] = [None] * BLOCK
+        self._rows: list[OnlineBuffers] = []
 
-    def views(self) -> tuple[list[Tensor], list[Tensor]]:
-        """For each place of a block: its row of ``near`` [b 1 d], and all rows from there on.
+    def from_place(self, place: int) -> tuple[Tensor, Tensor]:
+        """A place's row of ``near`` [b 1 d], and all rows from there on.
 
-        A view costs as much as the arithmetic on it, so they are made once.
+        A view costs as much as the arithmetic on it, so each is made once.
         """
-        if self._views is None:
-            places = range(BLOCK)
-            self._views = [self.near[:, p : p + 1] for p in places], [self.near[:, p:] for p in places]
-        return self._views
+        pair = self._views[place]
+        if pair is None:
+            pair = self._views[place] = self.near[:, place : place + 1], self.near[:, place:]
+        return pair
 
     def row(self, row: int) -> OnlineBuffers:
         """One row, sharing memory."""
-        return OnlineBuffers(self.long[row : row + 1], self.near[row : row + 1])
+        if not self._rows:
+            pairs = zip(self.long.split(1), self.near.split(1))
+            self._rows = [OnlineBuffers(long, near) for long, near in pairs]
+        return self._rows[row]
 
 
 class OnlineTaps:
@@ -151,9 +155,8 @@ def _step(
     if place == 0:
         _tile(taps, buffers.long, at)
         buffers.near.copy_(_block(taps, buffers, at))
-    rows, rest = buffers.views()
-    rest[place].addcmul_(taps.steps[place], u)
-    row = rows[place]
+    row, rest = buffers.from_place(place)
+    rest.addcmul_(taps.steps[place], u)
     y = row.clone() if skip is None else torch.addcmul(row, skip, u)  # anew: the row is written again
     row.copy_(u)
     if place == BLOCK - 1:
