@@ -165,3 +165,22 @@ def test_variants_alternate_and_ratios_are_taken_within_rounds(module) -> None:
     assert "".join(calls) == "abbaab"
     assert len(timings["a"].cpu) == len(timings["b"].wall) == 3
     assert timing.ratio([2.0, 9.0, 4.0], [1.0, 3.0, 1.0]) == timing.Ratio(median=3.0, min=2.0, max=4.0)
+
+
+def test_online_conv_judges_both_sides_and_reports_growth(
+    module, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    script = module("online_conv")
+    assert script.main(["--smoke", "--output", str(tmp_path), "--plot", str(tmp_path / "plot.png")]) == 0
+    (path,) = tmp_path.glob("online_conv-*.json")
+    result = json.loads(path.read_text())
+    assert max(result["errors"].values()) < 1e-5
+    assert [row["tokens"] for row in result["growth"]] == [256, 512, 1024]
+    assert len(result["cpu_seconds"]["online"]) == len(result["cpu_seconds"]["cached_dot"]) == 2
+    assert [goal["goal"] for goal in result["goals"]] == ["ratio", "growth within log squared"]
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    capsys.readouterr()
+    monkeypatch.setattr(script, "ERROR_BOUND", 0.0)
+    assert script.main(["--smoke", "--output", str(tmp_path / "none")]) == 1
+    assert "CPU seconds" not in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()

@@ -279,7 +279,8 @@ def _extend_online(
         check_room(state.lengths, u.shape[1] if lengths is None else lengths.cpu(), longest, "filter's")
     if state.taps is None or starts[0] % BLOCK == 0 or torch.is_grad_enabled():
         state.taps = make_taps()  # asking whether parameters have changed takes longer than a token's arithmetic
-    y = online_convolution(u, state.taps, state.buffers, starts, counts, None if skip is None else skip.to(u.dtype))
+    skip = skip if skip is None or skip.dtype == u.dtype else skip.to(u.dtype)
+    y = online_convolution(u, state.taps, state.buffers, starts, counts, skip)
     state.lengths.add_(u.shape[1] if lengths is None else lengths.cpu())
     return y
 

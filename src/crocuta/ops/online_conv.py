@@ -49,6 +49,7 @@ class OnlineBuffers:
         """All positions, as far as the taps reach (``buffer_length``). The current block is out of date."""
         self.near = near
         """The current block of BLOCK positions."""
+        self.dtype = near.dtype
         self._views: list[tuple[Tensor, Tensor] | None] = [None] * BLOCK
         self._rows: list[OnlineBuffers] = []
 
@@ -114,15 +115,15 @@ def online_convolution(
 
     Row r has read ``starts[r]`` inputs before. ``counts[r]`` of its l inputs are real (None: all), the rest is padding
     on the right, whose outputs mean nothing. Sums and transforms are in the dtype of the buffers, float32 or float64.
-    Any cutting of the inputs gives the same outputs but for rounding. ``skip`` is D.
+    Any cutting of the inputs gives the same outputs but for rounding. ``skip`` is D, in u's dtype.
     """
-    dtype = buffers.near.dtype
-    inputs = u if u.dtype == dtype else u.to(dtype)  # a cast that casts nothing costs as much as arithmetic
-    skip = skip if skip is None or skip.dtype == dtype else skip.to(dtype)
+    dtype, inputs = buffers.dtype, u
+    if u.dtype != dtype:  # a cast that casts nothing costs as much as arithmetic
+        inputs, skip = u.to(dtype), None if skip is None else skip.to(dtype)
     if counts is None and (len(starts) == 1 or len(set(starts)) == 1):
         extend = _step if u.shape[1] == 1 else _extend
         y = extend(inputs, taps, buffers, starts[0], skip)
-        return y if u.dtype == dtype else y.to(u.dtype)
+        return y if inputs is u else y.to(u.dtype)
     y = torch.zeros_like(inputs)
     for row, start in enumerate(starts):  # rows at different places meet tiles of different sizes
         count = inputs.shape[1] if counts is None else counts[row]
