@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "crocuta"
 HEAVY = {"torch", "numpy", "matplotlib", "tensorboard", "tokenizers", "yaml", "typer", "rich", "safetensors"}
 HEAVY |= {"huggingface_hub"}
-VERBS = ["", "train", "generate", "score", "embed", "inspect", "convert", "download", "prepare"]
+VERBS = ["", "train", "generate", "score", "embed", "inspect", "convert", "distill", "download", "prepare"]
 
 
 def loaded(code: str) -> set[str]:

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from crocuta import __version__
-from crocuta.cli import convert, download, embed, generate, inspect, prepare, score, train
+from crocuta.cli import convert, distill, download, embed, generate, inspect, prepare, score, train
 from crocuta.errors import CrocutaError, CrocutaWarning
 
 # Click, or what Typer carries of it, calls this UsageError; Typer has no name for it.
@@ -110,6 +110,7 @@ app.command()(score.score)
 app.command()(embed.embed)
 app.command()(inspect.inspect)
 app.command()(convert.convert)
+app.command()(distill.distill)
 app.command()(download.download)
 app.command()(prepare.prepare)
 
