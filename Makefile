@@ -6,6 +6,7 @@ RUN := runs/demo-$(DATA)
 PROMPT := $(if $(filter dna,$(DATA)),ATGACC,Call me Ishmael. It was)
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11 python
 BIN := .venv/bin
+CHROMOSOME := .data/ce2chrX.fa.gz
 
 # What is installed depends on these two files alone; a change in either installs again.
 KEY := $(shell cat pyproject.toml constraints.txt | cksum)
@@ -33,7 +34,7 @@ PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_
   $(BIN)/python -m pip install --quiet --editable '.[$(1)]' && echo "$(KEY)" > .venv/.installed-$(1)
 endef
 
-.PHONY: help setup demo test fuzz lint types bench format clean
+.PHONY: help setup demo test fuzz lint types bench bench-long soak format clean
 
 help: ## List these targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -63,9 +64,20 @@ types: ## Check types: mypy.
 	$(call install,dev)
 	$(BIN)/mypy
 
-bench: ## Run every benchmark (about 6 minutes); ARGS=--smoke for tiny sizes.
+bench: ## Run every benchmark but the longest (about 25 minutes); ARGS=--smoke for tiny sizes.
 	$(call install,dev)
-	for script in benchmarks/[a-z]*.py; do $(BIN)/python "$$script" $(ARGS) || exit 1; done
+	for script in $(filter-out benchmarks/long_% benchmarks/soak_%,$(wildcard benchmarks/[a-z]*.py)); do $(BIN)/python "$$script" $(ARGS) || exit 1; done
+
+bench-long: ## Score a million bases of C. elegans: hours; ARGS="--models modal" takes minutes. Fetches them by apt-get.
+	$(call install,dev)
+	@if ! [ -f $(CHROMOSOME) ] && { command -v apt-get && command -v dpkg-deb; } >/dev/null; then mkdir -p .data/package && cd .data/package \
+	  && apt-get download r-bioc-bsgenome && dpkg-deb -x r-bioc-bsgenome_*.deb . \
+	  && mv usr/lib/R/site-library/BSgenome/extdata/$(notdir $(CHROMOSOME)) .. ; cd "$(CURDIR)" && rm -rf .data/package; fi
+	$(BIN)/python benchmarks/long_context.py $(ARGS)
+
+soak: ## Generate a million tokens (about 20 minutes): all finite, no growth, no slower at the end.
+	$(call install,dev)
+	$(BIN)/python benchmarks/soak_generation.py $(ARGS)
 
 format: ## Apply ruff's fixes and its format.
 	$(call install,dev)

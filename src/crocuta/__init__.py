@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from crocuta.checkpoints.native import save
     from crocuta.config import ModelConfig
     from crocuta.errors import CrocutaError
+    from crocuta.inference.continuations import score_continuations
+    from crocuta.inference.distill import distill
     from crocuta.inference.embed import embed
     from crocuta.inference.generate import Generation, Piece, generate, stream
+    from crocuta.inference.prefix import Prefix, load_prefix, read_prefix
     from crocuta.inference.sampling import SamplingConfig
     from crocuta.inference.score import Score, score
+    from crocuta.inference.variants import Variant, VariantScore, score_variants
     from crocuta.model.build import build_model
     from crocuta.model.lm import Model
     from crocuta.model.state import ModelState
@@ -41,14 +45,22 @@ _HOMES = {
     "save": "checkpoints.native",
     "ModelConfig": "config",
     "CrocutaError": "errors",
+    "score_continuations": "inference.continuations",
+    "distill": "inference.distill",
     "embed": "inference.embed",
     "Generation": "inference.generate",
     "Piece": "inference.generate",
     "generate": "inference.generate",
     "stream": "inference.generate",
+    "Prefix": "inference.prefix",
+    "load_prefix": "inference.prefix",
+    "read_prefix": "inference.prefix",
     "SamplingConfig": "inference.sampling",
     "Score": "inference.score",
     "score": "inference.score",
+    "Variant": "inference.variants",
+    "VariantScore": "inference.variants",
+    "score_variants": "inference.variants",
     "build_model": "model.build",
     "Model": "model.lm",
     "ModelState": "model.state",
@@ -64,17 +76,25 @@ __all__ = [
     "ModelConfig",
     "ModelState",
     "Piece",
+    "Prefix",
     "SamplingConfig",
     "Score",
     "TrainConfig",
+    "Variant",
+    "VariantScore",
     "build_model",
     "convert",
+    "distill",
     "embed",
     "generate",
     "load",
+    "load_prefix",
     "preset",
+    "read_prefix",
     "save",
     "score",
+    "score_continuations",
+    "score_variants",
     "stream",
     "train",
 ]

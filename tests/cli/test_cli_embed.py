@@ -75,3 +75,12 @@ def test_a_terminal_gets_no_binary(run, model, fasta, monkeypatch) -> None:
     done = run("embed", model, fasta)
     assert (done.code, done.stdout) == (2, b"")
     assert "terminal" in done.stderr
+
+
+def test_too_little_memory_says_what_would_do(run, model, fasta) -> None:
+    done = run("embed", model, fasta, "--format", "jsonl", "--max-memory", "1MB")
+    assert done.code == 1
+    assert "max_memory is too small even for the shortest chunks" in done.stderr
+    assert run("embed", model, fasta, "--format", "jsonl", "--max-memory", "1GB").out == (
+        run("embed", model, fasta, "--format", "jsonl").out
+    )

@@ -8,7 +8,6 @@ import pytest
 import crocuta
 from crocuta.cli import generate as verb
 from crocuta.data.fasta import read_fasta
-from crocuta.data.text import Document
 
 OPTIONS = ("--max-tokens", 12, "--seed", 7)
 
@@ -40,7 +39,7 @@ def test_pieces_are_shown_as_they_come(model) -> None:
 
     loaded, tokenizer = crocuta.load(model)
     job = verb.Job(loaded, tokenizer, crocuta.SamplingConfig(temperature=0), 5, 1, 0, (), True)
-    job.stream(Document("x", "ab"), Screen())
+    job.stream("ab", list(b"ab"), Screen())
     assert len(shown) == 5
     assert shown[0].startswith("ab")
     assert all(later.startswith(earlier) for earlier, later in zip(shown, shown[1:]))
@@ -123,3 +122,54 @@ def test_stop_text_ends_a_sample(run, model) -> None:
     line = json.loads(done.out)
     assert line["text"] == text[: text.index(text[3:5])]
     assert line["finish_reason"] == "stop"
+
+
+# --- a generation in turns ---
+
+
+def text_of(done) -> str:
+    assert (done.code, done.stderr) == (0, "")
+    return done.out.removesuffix("\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "rest"),
+    [(["--seed", 7], ["--temperature", 5]), ([], ["--greedy"]), (["--seed", 3], ["--repetition-penalty", 1.3])],
+)
+def test_a_saved_state_goes_on_where_it_stopped(run, dna_model, tmp_path, options, rest) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    rest = [*rest, "--ignore-eos"]
+    whole = text_of(run("generate", dna_model, "-p", "ACGT", "-n", 30, *options, *rest))
+    turns = [
+        text_of(run("generate", dna_model, "-p", "ACGT", "-n", 12, "--save-state", first, *options, *rest)),
+        text_of(run("generate", dna_model, "--state", first, "-n", 10, "--save-state", second, *rest)),
+        text_of(run("generate", dna_model, "--state", second, "-n", 8, *rest)),
+    ]
+    assert "".join(turns) == whole
+    assert "".join(turns[1:]) or "--greedy" in rest
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--prompt", "AC", "--state", "x"],
+        ["--prompt", "AC", "--prompt", "GT", "--save-state", "x"],
+        ["--prompt", "AC", "--samples", 2, "--save-state", "x"],
+        ["--prompt", "AC", "--format", "jsonl", "--save-state", "x"],
+    ],
+)
+def test_a_state_is_of_one_row(run, dna_model, arguments) -> None:
+    done = run("generate", dna_model, *arguments)
+    assert done.code == 2
+    assert "give one of" in done.stderr or "one prompt, one sample" in " ".join(done.stderr.split())
+
+
+def test_a_state_that_is_none(run, dna_model, model, tmp_path) -> None:
+    path = tmp_path / "state.safetensors"
+    done = run("generate", dna_model, "--state", path)
+    assert done.code == 1
+    assert "is not a saved state" in done.stderr
+    assert run("generate", model, "-p", "Call", "-n", 2, "--save-state", path).code == 0
+    done = run("generate", dna_model, "--state", path)
+    assert done.code == 1
+    assert "belongs to a model with another configuration" in done.stderr

@@ -145,3 +145,18 @@ def test_an_id_cannot_break_the_table(run, model, tmp_path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"id": "a\tb\nc", "text": "ACGT"}))
     assert table(run("score", model, path).out)[1][0] == r"a\tb\nc"
+
+
+def test_a_bound_of_memory_changes_no_score(run, model, fasta) -> None:
+    assert table(run("score", model, fasta, "--max-memory", "2GiB").out) == table(run("score", model, fasta).out)
+
+
+def test_too_little_memory_says_what_would_do(run, model, fasta, tmp_path) -> None:
+    done = run("score", model, fasta, "--max-memory", "1MB")
+    assert done.code == 1
+    assert "max_memory is too small even for the shortest chunks" in done.stderr
+    assert "expected at least" in done.stderr
+    for size in ("2 gigs", "-1", "0"):
+        done = run("score", tmp_path / "no-such-model", fasta, f"--max-memory={size}")
+        assert done.code == 1
+        assert "an amount of memory must be a positive number of bytes" in done.stderr

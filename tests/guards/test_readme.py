@@ -4,6 +4,7 @@ Every ``make`` target and every ``crocuta`` verb and option in its ``bash`` bloc
 ``python run`` are run, in a folder that holds what ``make demo`` leaves, with tiny models in the place of trained ones.
 """
 
+import dataclasses
 import os
 import re
 import shlex
@@ -96,8 +97,10 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as after ``make demo`` and ``make demo DATA=dna``."""
     folder = tmp_path_factory.mktemp("readme")
     # No attention in the second: the README scores a whole genome with it, which takes the square of its length.
-    for name, kind, tokenizer in (("text", "tiny-striped", "bytes"), ("dna", "tiny-modal", "dna")):
-        save(build_model(preset(kind)), make_tokenizer({"type": tokenizer}), folder / "runs" / f"demo-{name}")
+    for name, kind, tokenizer_type in (("text", "tiny-striped", "bytes"), ("dna", "tiny-modal", "dna")):
+        tokenizer = make_tokenizer({"type": tokenizer_type})
+        config = dataclasses.replace(preset(kind), vocab_size=tokenizer.vocab_size)
+        save(build_model(config), tokenizer, folder / "runs" / f"demo-{name}")
     shutil.copytree(ROOT / "examples", folder / "examples")
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,10 +11,9 @@ import torch
 from tiny_models import HIDDEN, KINDS, random_ids, tiny_model
 
 from crocuta.errors import InputError, NonFiniteError, TokenizerError
-from crocuta.inference import batches
 from crocuta.inference import embed as embed_module
 from crocuta.inference.embed import embed
-from crocuta.model import chunks
+from crocuta.model import memory
 from crocuta.model.lm import Model
 from crocuta.tokenizers.dna import DNATokenizer
 
@@ -46,7 +46,7 @@ def test_embeddings_are_hidden_states(kind, pooling):
 @pytest.mark.parametrize("chunk", [9, 8192])
 def test_any_layer_whole_and_in_chunks(layer, pooling, chunk, monkeypatch):
     model = tiny_model("stripe", torch.float64, seed=1)
-    monkeypatch.setattr(chunks, "CHUNK", chunk)
+    monkeypatch.setattr(memory, "DEFAULT", dataclasses.replace(memory.DEFAULT, chunk=chunk))
     sizes: list[int] = []
     model.blocks[0].pre_norm.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[1]))
     results = embed(model, None, ROWS, layer=layer, pooling=pooling)
@@ -65,7 +65,7 @@ def test_many_batches_and_junk_for_padding(pooling, monkeypatch):
         return ids, torch.tensor([len(row) for row in rows])
 
     monkeypatch.setattr(embed_module, "pad_right", padded)
-    monkeypatch.setattr(embed_module, "batches", lambda rows: batches.batches(rows, 30))
+    monkeypatch.setattr(memory, "DEFAULT", dataclasses.replace(memory.DEFAULT, tokens=30))
     check(embed(model, None, ROWS, pooling=pooling), model, None, pooling)
 
 
@@ -118,3 +118,26 @@ def test_hidden_states_that_are_not_finite_name_the_sequence(pooling):
     ):
         embed(model, DNA, ["ACG", "GCA", "ACT", "C"], pooling=pooling)
     assert model.training
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "none"])
+def test_a_bound_of_memory_makes_the_pieces_shorter(pooling, monkeypatch):
+    monkeypatch.setattr(memory, "BASE", 0)
+    model = tiny_model("stripe", torch.float64, seed=1)
+    rows = [random_ids(150), *ROWS]
+    with pytest.raises(InputError, match="max_memory is too small even for the shortest chunks: got 1kB") as least:
+        embed(model, None, rows, pooling=pooling, max_memory="1kB")
+    read: list[int] = []
+    model.embedding.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].numel()))
+    results = embed(model, None, rows, pooling=pooling, max_memory=str(least.value.expected).split()[2])
+    assert 20 < max(read) <= memory.SMALLEST
+    check(results[1:], model, None, pooling)
+    np.testing.assert_allclose(results[0], direct(model, rows[0], None, pooling), rtol=1e-5, atol=1e-5)
+
+
+def test_one_vector_a_token_counts(monkeypatch):
+    monkeypatch.setattr(memory, "BASE", 0)
+    model, rows = tiny_model("real-raw"), [random_ids(20_000)]
+    assert len(embed(model, None, rows, max_memory="900kB")) == 1
+    with pytest.raises(InputError, match="max_memory is too small"):
+        embed(model, None, rows, pooling="none", max_memory="900kB")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from crocuta.errors import InputError, NonFiniteError, TokenizerError
 from crocuta.inference import batches
 from crocuta.inference import score as score_module
 from crocuta.inference.score import score
-from crocuta.model import chunks
+from crocuta.model import chunks, memory
 from crocuta.model.lm import Model
 from crocuta.tokenizers.bytes import ByteTokenizer
 from crocuta.tokenizers.dna import DNATokenizer
@@ -56,7 +58,7 @@ def test_the_softmax_is_float32_whatever_the_model(dtype):
 def test_long_rows_are_read_in_chunks(kind, chunk, monkeypatch):
     """The longest row has 39 tokens to read; nothing of more than ``chunk`` tokens may be run at once."""
     model = tiny_model(kind, torch.float64, seed=1)
-    monkeypatch.setattr(chunks, "CHUNK", chunk)
+    monkeypatch.setattr(memory, "DEFAULT", dataclasses.replace(memory.DEFAULT, chunk=chunk))
     sizes: list[int] = []
     model.blocks[0].pre_norm.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[1]))
     results = score(model, None, ROWS)
@@ -67,7 +69,7 @@ def test_long_rows_are_read_in_chunks(kind, chunk, monkeypatch):
 @pytest.mark.parametrize("limit", [1, 100, 700])
 def test_logits_are_made_in_turns(limit, monkeypatch):
     model = tiny_model("stripe", torch.float64, seed=1)
-    monkeypatch.setattr(chunks, "LOGITS", limit)
+    monkeypatch.setattr(memory, "DEFAULT", dataclasses.replace(memory.DEFAULT, logits=limit))
     sizes: list[int] = []
     original = Model.logits
     monkeypatch.setattr(Model, "logits", lambda self, h: sizes.append(h.shape[0] * h.shape[1]) or original(self, h))
@@ -96,7 +98,7 @@ def test_padding_is_never_heard(monkeypatch):
 
 def test_results_stand_in_the_given_order_over_many_batches(monkeypatch):
     model = tiny_model("real-raw", torch.float64, seed=1)
-    monkeypatch.setattr(score_module, "batches", lambda rows: batches.batches(rows, 50))
+    monkeypatch.setattr(memory, "DEFAULT", dataclasses.replace(memory.DEFAULT, tokens=50))
     rows = [random_ids(length, seed=i) for i, length in enumerate([9, 30, 2, 60, 5, 30, 17, 2, 49])]
     check(score(model, None, rows), model, rows)
 
@@ -219,3 +221,59 @@ def test_longer_than_the_filters_are_defined_for():
         InputError, match=r"sequence 1 is longer than the model's filters .*: got 161 tokens; .* most 160"
     ):
         score(model, DNA, ["A", "A" * 161], bos=True)
+
+
+# --- a bound of memory ---
+
+
+@pytest.mark.parametrize("kind", ["stripe", "real-raw"])
+def test_a_bound_changes_how_much_is_run_at_once_and_nothing_else(kind, monkeypatch):
+    """Batches, chunks and turns of logits all shrink to what the least bound allows."""
+    monkeypatch.setattr(memory, "BASE", 0)
+    model = tiny_model(kind, torch.float64, seed=1)
+    rows = [random_ids(length, seed=length) for length in (150, 20, 20, 20, 20, 20, 2)]
+    with pytest.raises(InputError, match="max_memory is too small even for the shortest chunks: got 1kB") as least:
+        score(model, None, rows, max_memory="1kB")
+    read: list[int] = []
+    model.embedding.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].numel()))
+    check(score(model, None, rows, max_memory="2GiB"), model, rows)
+    assert max(read) > 150
+    read.clear()
+    results = score(model, None, rows, max_memory=str(least.value.expected).split()[2])
+    assert 20 < max(read) <= memory.SMALLEST
+    model.embedding._forward_pre_hooks.clear()
+    check(results, model, rows)
+
+
+def test_ids_and_results_count(monkeypatch):
+    """28 bytes a token, which are most of what a long row takes in a tiny model."""
+    monkeypatch.setattr(memory, "BASE", 0)
+    model = tiny_model("real-raw")
+    for length, fits in ((2_000, True), (40_000, False)):
+        rows = [random_ids(length)]
+        if fits:
+            assert score(model, None, rows, max_memory="1MB")[0].tokens == length - 1
+        else:
+            with pytest.raises(InputError, match=r"expected at least 1\d{3}KiB"):
+                score(model, None, rows, max_memory="1MB")
+
+
+def test_nothing_small_is_left_between_large_tensors(monkeypatch):
+    """A result a turn, kept until the end, would keep the C library from using the place of the logits again."""
+    model = tiny_model("real-raw")
+    monkeypatch.setattr(memory, "DEFAULT", dataclasses.replace(memory.DEFAULT, logits=10 * VOCABULARY))
+    alive: list[weakref.ref] = []
+    most = 0
+    original = chunks._token_log_probs
+
+    def turn(*arguments):
+        nonlocal most
+        most = max(most, sum(reference() is not None for reference in alive))
+        result = original(*arguments)
+        alive.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr(chunks, "_token_log_probs", turn)
+    score(model, None, [random_ids(101)])
+    assert len(alive) == 10
+    assert most <= 1

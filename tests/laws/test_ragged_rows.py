@@ -33,13 +33,9 @@ class Reader:
         self.rows: list[Row] = []
 
     def admit(self, ids: torch.Tensor) -> None:
-        """A row at the end; the state grows by a copy of another row, which is overwritten."""
+        """A row at the end."""
         fresh = self.model.init_state(1, MAX_LENGTH)
-        if self.state is None or not self.rows:
-            self.state = fresh
-        else:
-            self.state = self.state.select([*range(len(self.rows)), 0])
-            self.state.write([len(self.rows)], fresh)
+        self.state = fresh if self.state is None else self.state.join([fresh])
         self.rows.append(Row(ids, 0, []))
 
     def replace(self, place: int, ids: torch.Tensor) -> Row:
@@ -52,7 +48,7 @@ class Reader:
     def keep(self, places: list[int]) -> None:
         """Remove all other rows, and bring these into the given order."""
         assert self.state is not None
-        self.state = self.state.select(places) if places else None
+        self.state = self.state.select(places)
         self.rows = [self.rows[place] for place in places]
 
     def feed(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from crocuta.ops import attention as attention_module
 from crocuta.ops import reference
@@ -29,7 +31,7 @@ def test_whole_sequences(kv_heads, length):
 
 @pytest.mark.parametrize("turn", [1 << 26, 20])
 def test_rows_with_different_pasts_do_not_see_what_is_not_theirs(turn, monkeypatch):
-    monkeypatch.setattr(attention_module, "_MASK_ELEMENTS", turn)
+    monkeypatch.setattr(attention_module, "MASK_ELEMENTS", turn)
     q, k, v = randn(3, 2, 4, 6), randn(3, 9, 2, 6, seed=1), randn(3, 9, 2, 6, seed=2)
     starts = torch.tensor([0, 3, 7])
     expected = reference.attention(q, k, v, starts)
@@ -38,9 +40,128 @@ def test_rows_with_different_pasts_do_not_see_what_is_not_theirs(turn, monkeypat
     torch.testing.assert_close(causal_attention(q, k, v, starts), expected, rtol=1e-11, atol=1e-12)
 
 
-def test_gradients():
+@pytest.mark.parametrize("starts", [[2, 0], [2, 2]])
+def test_gradients(starts, monkeypatch):
+    monkeypatch.setattr(attention_module, "_FEW", 0)
     inputs = tuple(t.requires_grad_() for t in (randn(2, 3, 2, 4), randn(2, 5, 1, 4), randn(2, 5, 1, 4)))
-    assert torch.autograd.gradcheck(lambda q, k, v: causal_attention(q, k, v, torch.tensor([2, 0])), inputs)
+    assert torch.autograd.gradcheck(lambda q, k, v: causal_attention(q, k, v, torch.tensor(starts)), inputs)
+
+
+# --- rows that begin at one position: no mask -------------------------------------------------------------------
+
+
+@pytest.fixture(params=["flash", "plain"])
+def unmasked(request, monkeypatch) -> None:
+    """Both ways without a mask; the plain one in small turns and blocks, with ends that fit nothing."""
+    if request.param == "plain":
+        monkeypatch.setattr(attention_module, "_flash_operator", lambda q: None)
+        monkeypatch.setattr(attention_module, "_KEYS", 5)
+        monkeypatch.setattr(attention_module, "SCORES", 5 * 2 * 4 * 3)
+
+    def fail(*_) -> None:
+        raise AssertionError("a mask was made")
+
+    monkeypatch.setattr(attention_module, "_masked", fail)
+
+
+def past_and_chunk(first: int, length: int, heads: int, kv_heads: int, dtype=torch.float64):
+    """q, k, v of two rows, keys and values in a longer buffer whose end is not a number, and the expected result."""
+    q = randn(2, length, heads, 6).to(dtype)
+    k, v = (randn(2, first + length + 5, kv_heads, 6, seed=seed).to(dtype) for seed in (1, 2))
+    starts = torch.full((2,), first)
+    expected = reference.attention(q.double(), k.double(), v.double(), starts)
+    k[:, first + length :], v[:, first + length :] = torch.nan, torch.nan
+    return q, k, v, starts, expected
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(("first", "length"), [(0, 9), (1, 12), (13, 9), (23, 31)])
+@pytest.mark.usefixtures("unmasked")
+def test_a_chunk_on_its_past(kv_heads, first, length):
+    q, k, v, starts, expected = past_and_chunk(first, length, 4, kv_heads)
+    torch.testing.assert_close(causal_attention(q, k, v, starts), expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("cast", [1 << 22, 2 * 2 * 6 * 4])
+@pytest.mark.usefixtures("unmasked")
+def test_keys_and_values_in_bfloat16(cast, monkeypatch):
+    """Cast piece by piece, and only them: nothing else is rounded to bfloat16."""
+    monkeypatch.setattr(attention_module, "_CAST", cast)
+    q, k, v, starts, _ = past_and_chunk(13, 9, 4, 2)
+    k, v = k.bfloat16(), v.bfloat16()
+    expected = reference.attention(q, k.double(), v.double(), starts)
+    torch.testing.assert_close(causal_attention(q, k, v, starts), expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.usefixtures("unmasked")
+def test_bfloat16_adds_up_in_float32(scale, monkeypatch):
+    """Forty partial softmaxes, one a key of the past: rounded to bfloat16 at the end, and not forty times."""
+    monkeypatch.setattr(attention_module, "_CAST", 1)
+    q, k, v, starts, _ = past_and_chunk(40, 12, 4, 2, torch.bfloat16)
+    expected = reference.attention((q * scale).double(), k.double(), v.double(), starts)
+    y = causal_attention(q * scale, k.float(), v.float(), starts)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.double(), expected, rtol=2**-7, atol=2**-8)
+
+
+@pytest.mark.usefixtures("unmasked")
+def test_autocast_does_not_reach_it():
+    q, k, v, starts, expected = past_and_chunk(13, 9, 4, 2, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = causal_attention(q, k, v, starts)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 8])
+def test_a_few_queries_take_one_call(length, monkeypatch):
+    monkeypatch.delattr(attention_module, "_unmasked")
+    q, k, v, starts, expected = past_and_chunk(13, length, 4, 2)
+    torch.testing.assert_close(causal_attention(q, k, v, starts), expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [0, 1, 9])
+def test_a_buffer_that_ends_before_the_padding_does(length):
+    """Of 12 queries ``length`` are real, and only their keys are there."""
+    q, k, v, starts, expected = past_and_chunk(13, 12, 4, 2)
+    y = causal_attention(q, k[:, : 13 + length], v[:, : 13 + length], starts)
+    torch.testing.assert_close(y[:, :length], expected[:, :length], rtol=1e-11, atol=1e-12)
+    assert torch.isfinite(y).all()
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that an operation makes in memory of its own."""
+
+    def __init__(self, *inputs: torch.Tensor) -> None:
+        super().__init__()
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in self.known:
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("way", ["flash", "plain"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_grows_with_the_past(way, dtype, monkeypatch):
+    """Neither a mask nor scores of [l, p], nor copies of the keys, however long the past and the buffer behind it."""
+    monkeypatch.setattr(attention_module, "_CAST", 1 << 12)
+    if way == "plain":
+        monkeypatch.setattr(attention_module, "_flash_operator", lambda q: None)
+        monkeypatch.setattr(attention_module, "_KEYS", 64)
+        monkeypatch.setattr(attention_module, "SCORES", 1 << 13)
+    elements = []
+    for first in (64, 4_096):
+        q, k = torch.randn(1, 64, 4, 8), torch.randn(1, 3 * first, 2, 8, dtype=dtype)
+        with Largest(q, k) as largest:
+            causal_attention(q, k, k, torch.tensor([first]))
+        elements.append(largest.elements)
+    assert elements[1] <= 1 << 13
+    assert elements[1] <= max(2 * elements[0], 1 << 12)
 
 
 def test_rotation_is_the_halves_convention():

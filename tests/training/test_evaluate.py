@@ -11,6 +11,8 @@ from tiny_models import chain_model, random_ids, tiny_model
 from tiny_run import PIECES
 
 from crocuta.data.windows import TokenSource
+from crocuta.errors import InputError
+from crocuta.model import memory
 from crocuta.model.lm import Model
 from crocuta.tokenizers.bytes import ByteTokenizer
 from crocuta.tokenizers.dna import DNATokenizer
@@ -77,10 +79,44 @@ def test_windows_are_run_a_few_at_a_time(passes, monkeypatch):
     expected = evaluate(model, data, DNA, 20, context=5)
     monkeypatch.setattr(module, "_TOKENS_A_PASS", passes)
     sizes: list[int] = []
-    model.register_forward_pre_hook(lambda m, inputs: sizes.append(inputs[0].numel()))
+    model.embedding.register_forward_pre_hook(lambda m, inputs: sizes.append(inputs[0].numel()))
     result = evaluate(model, data, DNA, 20, context=5)
     assert max(sizes) <= max(passes, 20)
     assert result.bits_per_token == pytest.approx(expected.bits_per_token, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["stripe", "real-raw"])
+@pytest.mark.parametrize("chosen", [memory.Plan(tokens=64, chunk=7, logits=50), memory.PLANS[-1]])
+def test_windows_of_any_length_are_read_in_chunks(kind, chosen, monkeypatch):
+    model, data = tiny_model(kind, torch.float64, seed=1), source(301)
+    expected = bits(model, data.read(0, 301), 150, 30)
+    monkeypatch.setattr(memory, "DEFAULT", chosen)
+    read: list[int] = []
+    made: list[int] = []
+    model.embedding.register_forward_pre_hook(lambda m, inputs: read.append(inputs[0].numel()))
+    original = Model.logits
+    monkeypatch.setattr(Model, "logits", lambda self, h: made.append(h.shape[0] * h.shape[1]) or original(self, h))
+    assert evaluate(model, data, DNA, 150, context=30).bits_per_token == pytest.approx(expected, rel=1e-9)
+    assert max(read) <= chosen.chunk
+    assert max(made) <= max(1, chosen.logits // 16)
+
+
+def test_a_bound_of_memory_decides_how_much_is_run_at_once(monkeypatch):
+    model, data = tiny_model("stripe", seed=1), source(301)
+    expected = evaluate(model, data, DNA, 20)
+    read: list[int] = []
+    model.embedding.register_forward_pre_hook(lambda m, inputs: read.append(inputs[0].numel()))
+    assert evaluate(model, data, DNA, 20, max_memory="1GiB") == expected
+    assert max(read) == 300
+    with pytest.raises(InputError, match="max_memory is too small even for the shortest chunks: got 1MB"):
+        evaluate(model, data, DNA, 20, max_memory="1MB")
+    monkeypatch.setattr(memory, "BASE", 0)  # which is more than this model takes for anything
+    with pytest.raises(InputError, match="too small") as least:
+        evaluate(model, data, DNA, 20, max_memory=1)
+    read.clear()
+    found = evaluate(model, data, DNA, 20, max_memory=str(least.value.expected).split()[2])
+    assert found.bits_per_token == pytest.approx(expected.bits_per_token, rel=1e-6)
+    assert 20 <= max(read) <= 160
 
 
 def test_the_first_tokens_alone():

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from crocuta.cli.options import FP8, Device, Dtype, Files, KeepCase, ModelPath, Precision, load_model
+from crocuta.cli.options import (
+    FP8,
+    Device,
+    Dtype,
+    Files,
+    KeepCase,
+    MaxMemory,
+    ModelPath,
+    Precision,
+    load_model,
+    memory_size,
+)
 
 if TYPE_CHECKING:
     import zipfile
@@ -36,6 +47,7 @@ def embed(
     ] = False,
     format: Annotated[Literal["npz", "jsonl"], typer.Option(help="")] = "npz",
     keep_case: KeepCase = False,
+    max_memory: MaxMemory = None,
     device: Device = "auto",
     dtype: Dtype = None,
     fp8: FP8 = "auto",
@@ -51,6 +63,7 @@ def embed(
 
     if format == "npz" and output is None and sys.stdout.isatty():
         raise typer.BadParameter("npz is not for a terminal: name a file, or redirect", param_hint="'--output'")
+    limit = memory_size(max_memory)
     records = read_records(inputs(files), keep_case=keep_case)
     loaded, tokenizer = load_model(model, device, dtype, fp8, precision)
 
@@ -62,7 +75,13 @@ def embed(
             rows = encode(loaded, tokenizer, batch)
             with naming(batch):
                 vectors = embed_sequences(
-                    loaded, tokenizer, rows, layer=layer, pooling=pooling, special_tokens=special_tokens
+                    loaded,
+                    tokenizer,
+                    rows,
+                    layer=layer,
+                    pooling=pooling,
+                    special_tokens=special_tokens,
+                    max_memory=limit,
                 )
             yield [document.id for document in batch], vectors
 

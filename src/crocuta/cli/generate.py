@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from crocuta.data.text import Document
     from crocuta.inference.generate import Generation
+    from crocuta.inference.prefix import Prefix
     from crocuta.inference.sampling import SamplingConfig
     from crocuta.model.lm import Model
     from crocuta.tokenizers.base import Tokenizer
@@ -39,7 +40,7 @@ def generate(
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", metavar="N", help="New tokens at most.")] = 256,
     samples: Annotated[int, typer.Option(metavar="N", help="Continuations of each prompt.")] = 1,
-    seed: Annotated[int, typer.Option(help="Equal seeds give equal samples.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal samples.  [default: 0]")] = None,
     temperature: Annotated[float, typer.Option(help="Below 1 more likely text, above 1 more varied.")] = 1.0,
     greedy: Annotated[bool, typer.Option("--greedy", help="The most likely token each time.")] = False,
     top_k: Annotated[int | None, typer.Option(metavar="K", help="Draw from the K most likely tokens.")] = None,
@@ -48,6 +49,12 @@ def generate(
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens already there get less likely.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end-of-sequence token.")] = False,
+    state: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Go on where --save-state left off, instead of a prompt.")
+    ] = None,
+    save_state: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Keep what was read and generated, to go on later.")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = None,
     fp8: FP8 = "auto",
@@ -60,9 +67,11 @@ def generate(
     """
     from crocuta.cli.output import text_output
 
-    if prompt and file:
-        raise typer.BadParameter("give one of --prompt and --file", param_hint="'--prompt'")
-    prompts, kind = _prompts(prompt, file)
+    if sum(map(bool, (prompt, file, state))) > 1:
+        raise typer.BadParameter("give one of --prompt, --file and --state", param_hint="'--prompt'")
+    prompts, kind = _prompts(prompt, file) if state is None else ([], "text")
+    if (state or save_state) and (len(prompts) > 1 or samples > 1 or format not in (None, "text")):
+        raise typer.BadParameter("a state is that of one prompt, one sample and --format text", param_hint="'--state'")
     loaded, tokenizer = load_model(model, device, dtype, fp8, precision)
 
     from crocuta.inference.sampling import SamplingConfig
@@ -75,7 +84,7 @@ def generate(
         repetition_penalty=repetition_penalty,
     )
     job = Job(loaded, tokenizer, sampling, max_tokens, samples, seed, tuple(stop or ()), ignore_eos)
-    style = format or ("fasta" if kind == "fasta" else "text")
+    style = "text" if save_state else format or ("fasta" if kind == "fasta" else "text")
     if style == "fasta":
         _write_fasta(job.run(prompts), output, samples)
         return
@@ -84,8 +93,12 @@ def generate(
             for result in job.run(prompts):
                 out.write(result.json())
                 out.flush()
+        elif state:
+            from crocuta.inference.prefix import load_prefix
+
+            job.stream("", load_prefix(loaded, state), out, save_state)
         elif len(prompts) == samples == 1:
-            job.stream(prompts[0], out)
+            job.stream(prompts[0].text, prompt_ids(loaded, tokenizer, prompts[0]), out, save_state)
         else:
             for result in job.run(prompts):
                 out.write(f"==> {result.prompt.id}, sample {result.sample + 1} <==\n{result.text}\n\n")
@@ -130,7 +143,7 @@ class Job:
     sampling: SamplingConfig
     max_tokens: int
     samples: int
-    seed: int
+    seed: int | None
     stop: tuple[str, ...]
     ignore_eos: bool
 
@@ -148,32 +161,34 @@ class Job:
                 max_tokens=self.max_tokens,
                 sampling=self.sampling,
                 samples=self.samples,
-                seed=self.seed + first * self.samples,
+                seed=(self.seed or 0) + first * self.samples,
                 stop=self.stop,
                 ignore_eos=self.ignore_eos,
             )
             for row, generation in enumerate(generations):
                 yield Result(batch[generation.prompt], row % self.samples, generation)
 
-    def stream(self, prompt: Document, out: TextIO) -> None:
-        """The prompt, then each piece of its continuation as it comes, then a line end."""
+    def stream(self, text: str, start: Tensor | list[int] | Prefix, out: TextIO, save_state: str | None = None) -> None:
+        """``text``, then each piece of what continues ``start`` as it comes, then a line end."""
         from crocuta.inference.generate import stream
 
         pieces = stream(
             self.model,
             self.tokenizer,
-            [prompt_ids(self.model, self.tokenizer, prompt)],
+            [start],
             max_tokens=self.max_tokens,
             sampling=self.sampling,
             seed=self.seed,
             stop=self.stop,
             ignore_eos=self.ignore_eos,
+            keep_state=save_state is not None,
         )
-        text = prompt.text
         for piece in pieces:
             out.write(text + piece.text)
             out.flush()
             text = ""
+            if piece.prefix is not None and save_state is not None:
+                piece.prefix.save(save_state)
         out.write("\n")
 
 

@@ -44,7 +44,23 @@ Precision = Annotated[
     Literal["exact", "upstream"] | None,
     typer.Option(help="upstream: round where the published code rounds.  [default: as saved, else exact]"),
 ]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Take no more beyond the model itself, such as 2GiB or 500MB.",
+        show_default=False,
+    ),
+]
 KeepCase = Annotated[bool, typer.Option("--keep-case", help="Leave lower case in FASTA as it is.")]
+
+
+def memory_size(text: str | None) -> int | None:
+    """Bytes that the option means: 2GiB is 2 · 1024³, 2GB is 2 · 1000³. Raises InputError; before a model is loaded."""
+    from crocuta.model.memory import size_in_bytes
+
+    return None if text is None else size_in_bytes(text)
 
 
 def torch_dtype(name: DtypeName | None) -> torch.dtype | None:

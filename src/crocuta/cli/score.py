@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from crocuta.cli.options import FP8, Device, Dtype, Files, KeepCase, ModelPath, Output, Precision, load_model
+from crocuta.cli.options import (
+    FP8,
+    Device,
+    Dtype,
+    Files,
+    KeepCase,
+    MaxMemory,
+    ModelPath,
+    Output,
+    Precision,
+    load_model,
+    memory_size,
+)
 
 if TYPE_CHECKING:
     from crocuta.inference.score import Score
@@ -23,6 +35,7 @@ def score(
     both_strands: Annotated[bool, typer.Option("--both-strands", help="Average with the reverse complement.")] = False,
     bos: Annotated[bool, typer.Option("--bos", help="Score the first token too, after the BOS token.")] = False,
     keep_case: KeepCase = False,
+    max_memory: MaxMemory = None,
     device: Device = "auto",
     dtype: Dtype = None,
     fp8: FP8 = "auto",
@@ -38,6 +51,7 @@ def score(
 
     if per_token and format == "tsv":
         raise typer.BadParameter("per-token scores need jsonl", param_hint="'--format'")
+    limit = memory_size(max_memory)
     records = read_records(inputs(files), keep_case=keep_case)
     loaded, tokenizer = load_model(model, device, dtype, fp8, precision)
 
@@ -50,7 +64,7 @@ def score(
         for batch in batched(records):
             rows = encode(loaded, tokenizer, batch)
             with naming(batch):
-                scores = score_sequences(loaded, tokenizer, rows, both_strands=both_strands, bos=bos)
+                scores = score_sequences(loaded, tokenizer, rows, both_strands=both_strands, bos=bos, max_memory=limit)
             for document, result in zip(batch, scores):
                 out.write(_row(document.id, result) if as_table else _object(document.id, result, per_token))
             out.flush()

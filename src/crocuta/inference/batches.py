@@ -13,11 +13,12 @@ from torch import Tensor
 
 from crocuta.errors import InputError, TokenizerError
 from crocuta.model.lm import Model
+from crocuta.model.memory import DEFAULT, group
 from crocuta.tokenizers.base import Tokenizer
 
 TextOrIds: TypeAlias = "str | bytes | Sequence[int] | NDArray[np.integer] | Tensor"
 
-TOKENS_A_BATCH = 16_384
+TOKENS_A_BATCH = DEFAULT.tokens
 """Tokens, padding included, that are run at once."""
 
 
@@ -79,11 +80,4 @@ def pad_right(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def batches(rows: Sequence[Tensor], tokens: int = TOKENS_A_BATCH) -> Iterator[list[int]]:
     """Indices of rows to run together: of similar length, at most ``tokens`` with padding, at least one row."""
-    batch: list[int] = []
-    for index in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        if batch and len(rows[index]) * (len(batch) + 1) > tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+    return group([len(row) for row in rows], tokens)

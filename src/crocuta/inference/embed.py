@@ -14,6 +14,7 @@ from crocuta.errors import InputError, NonFiniteError, TokenizerError
 from crocuta.inference.batches import TextOrIds, batches, evaluating, pad_right, to_ids
 from crocuta.model.chunks import hidden_chunks
 from crocuta.model.lm import Model
+from crocuta.model.memory import Plan, Size, plan
 from crocuta.tokenizers.base import Tokenizer
 
 Pooling: TypeAlias = Literal["mean", "last", "none"]
@@ -28,16 +29,18 @@ def embed(
     layer: int | None = None,
     pooling: Pooling = "mean",
     special_tokens: bool = False,
+    max_memory: Size | None = None,
 ) -> list[NDArray[np.float32]]:
     """One float32 array a sequence, in the given order: [d], or [l d] with pooling "none".
 
     ``layer`` as in ``Model.hidden``: None is after the final norm, k the residual stream after block k. "mean" and
     "last" look at a sequence's own tokens only, never at padding; the mean is accumulated in float32. Sequences of
     any length are run in chunks of bounded memory. ``special_tokens`` puts those around each sequence that the model's
-    publisher does (``Tokenizer.prefix_ids`` and ``suffix_ids``); they count as its own tokens.
+    publisher does (``Tokenizer.prefix_ids`` and ``suffix_ids``); they count as its own tokens. ``max_memory`` as in
+    ``score``: bytes, or text such as "2GiB", that the call may take beyond the loaded model, results included.
 
     Raises:
-        InputError: an empty sequence, ids outside the vocabulary, no such layer or pooling.
+        InputError: an empty sequence, ids outside the vocabulary, no such layer or pooling, too little max_memory.
         TokenizerError: special tokens of a tokenizer that has none.
         NonFiniteError: naming the sequence.
     """
@@ -50,9 +53,11 @@ def embed(
         prefix, suffix = _special_ids(tokenizer)
         rows = [torch.cat([prefix, row, suffix]) for row in rows]
     result: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
+    of_token = 3 * 8 + (4 * model.config.hidden_size if pooling == "none" else 0)
+    run = plan(model, [len(row) for row in rows], max_memory, token_bytes=of_token)
     with evaluating(model):
-        for batch in batches(rows):
-            for index, values in zip(batch, _pooled(model, [rows[i] for i in batch], layer, pooling)):
+        for batch in batches(rows, run.tokens):
+            for index, values in zip(batch, _pooled(model, [rows[i] for i in batch], layer, pooling, run)):
                 if not torch.isfinite(values).all():
                     raise NonFiniteError(
                         f"the hidden states of sequence {index} are not finite", fix="check the model's weights"
@@ -68,13 +73,17 @@ def _special_ids(tokenizer: Tokenizer | None) -> tuple[Tensor, Tensor]:
     return prefix, suffix
 
 
-def _pooled(model: Model, rows: list[Tensor], layer: int | None, pooling: Pooling) -> list[Tensor]:
+def _pooled(model: Model, rows: list[Tensor], layer: int | None, pooling: Pooling, run: Plan) -> list[Tensor]:
     ids, lengths = pad_right(rows)
+    pieces = hidden_chunks(model, ids, layer=layer, chunk=run.chunk)
     if pooling == "none":
-        whole = torch.cat([hidden.float().cpu() for _, hidden in hidden_chunks(model, ids, layer=layer)], dim=1)
-        return [row[:length].clone() for row, length in zip(whole, lengths.tolist())]
+        every = [torch.empty(len(row), model.config.hidden_size) for row in rows]
+        for start, hidden in pieces:
+            for row, values in zip(every, hidden):
+                row[start : start + len(values)] = values[: max(0, len(row) - start)]
+        return every
     total = torch.zeros(len(rows), model.config.hidden_size)
-    for start, hidden in hidden_chunks(model, ids, layer=layer):
+    for start, hidden in pieces:
         positions = torch.arange(start, start + hidden.shape[1])
         counts = positions < lengths[:, None] if pooling == "mean" else positions == lengths[:, None] - 1
         wide = hidden.float().masked_fill(~counts.to(hidden.device)[..., None], 0)

@@ -1,4 +1,12 @@
-"""Generation: the readable loop. Prefill and decoding are both ``extend``; a row is one sequence."""
+"""Generation: the readable loop. Prefill and decoding are both ``extend``; a row is one sequence.
+
+A long text is made in turns, which any process may take up again:
+
+    first = crocuta.generate(model, tokenizer, [prompt], max_tokens=1000, keep_state=True)[0]
+    first.prefix.save("text.safetensors")
+    prefix = crocuta.load_prefix(model, "text.safetensors")
+    second = crocuta.generate(model, tokenizer, [prefix], max_tokens=1000, keep_state=True)[0]
+"""
 
 from __future__ import annotations
 
@@ -9,9 +17,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from crocuta.errors import InputError
-from crocuta.inference.batches import TextOrIds, evaluating, pad_right, to_ids
-from crocuta.inference.sampling import SamplingConfig, row_generators, sample, token_history
+from crocuta.errors import InputError, NonFiniteError
+from crocuta.inference.batches import TextOrIds, evaluating, to_ids
+from crocuta.inference.prefix import Prefix, check_prefix, first_fault, generator_of, growing_room, read_rows
+from crocuta.inference.sampling import Sampled, SamplingConfig, row_generators, sample
 from crocuta.inference.stop import StopText
 from crocuta.model.lm import Model
 from crocuta.tokenizers.base import Tokenizer
@@ -32,6 +41,8 @@ class Piece:
     log_prob: float
     text: str
     finish_reason: FinishReason | None
+    prefix: Prefix | None = None
+    """With ``keep_state``, of the last piece of a row: all that was read and generated, to go on from."""
 
 
 @dataclass
@@ -44,20 +55,23 @@ class Generation:
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    prefix: Prefix | None = None
+    """With ``keep_state``: prompt and sample, to go on from."""
 
 
 def generate(
     model: Model,
     tokenizer: Tokenizer | None,
-    prompts: Sequence[TextOrIds],
+    prompts: Sequence[TextOrIds | Prefix],
     *,
     max_tokens: int = 256,
     sampling: SamplingConfig | None = None,
     samples: int = 1,
-    seed: int = 0,
+    seed: int | None = None,
     seeds: Sequence[int] | None = None,
     stop: Sequence[str] = (),
     ignore_eos: bool = False,
+    keep_state: bool = False,
 ) -> list[Generation]:
     """``samples`` continuations of each prompt; those of a prompt stand together. See ``stream``."""
     pieces = stream(
@@ -71,82 +85,127 @@ def generate(
         seeds=seeds,
         stop=stop,
         ignore_eos=ignore_eos,
+        keep_state=keep_state,
     )
-    results = [Generation(prompt=row // samples) for row in range(len(prompts) * samples)]
+    results = [Generation(prompt=row // samples) for row in range(len(_listed(prompts)) * samples)]
     for piece in pieces:
         result = results[piece.row]
         result.text += piece.text
         result.ids.append(piece.id)
         result.log_probs.append(piece.log_prob)
         result.finish_reason = piece.finish_reason
+        result.prefix = piece.prefix
     return results
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def stream(
     model: Model,
     tokenizer: Tokenizer | None,
-    prompts: Sequence[TextOrIds],
+    prompts: Sequence[TextOrIds | Prefix],
     *,
     max_tokens: int = 256,
     sampling: SamplingConfig | None = None,
     samples: int = 1,
-    seed: int = 0,
+    seed: int | None = None,
     seeds: Sequence[int] | None = None,
     stop: Sequence[str] = (),
     ignore_eos: bool = False,
+    keep_state: bool = False,
 ) -> Iterator[Piece]:
     """Generate step by step; yields one ``Piece`` a live row and step. Row r continues prompt r // samples.
 
-    Prompts (text or ids) may have different lengths: each is read once, and its samples start from copies of its
-    state. Row r draws from its own generator, seeded ``seeds[r]``, or ``seed`` + r, so that neither its neighbours
-    nor their number change it (but for rounding). A row ends at EOS, at a stop string or after ``max_tokens``,
-    and then costs nothing any more.
+    Prompts (text, ids, or prefixes, which are left as they are) may have different lengths, of any size: each is read
+    once, in chunks, and its samples start from copies of its state. Row r draws from its own generator, seeded
+    ``seeds[r]``, or ``seed`` (0) + r, so that neither its neighbours nor their number change it (but for rounding).
+    A row ends at EOS, at a stop string or after ``max_tokens``, and then costs nothing any more.
+
+    With ``keep_state`` the last piece of each row has a ``Prefix`` of its text with all that was generated. A row that
+    continues one alone (``samples=1``) and without a seed draws on where that one stopped: the tokens are those of a
+    generation that was never interrupted. Stop strings are looked for in the new text only.
 
     Raises:
         InputError: no prompts, an empty prompt, ids outside the vocabulary, stop strings without a tokenizer, or
             more tokens than the model's filters are defined for.
-        NonFiniteError: logits that are no distribution.
+        StateError: a prefix of another model.
+        NonFiniteError: logits that are no distribution, naming the rows and the part of the state where it began.
     """
-    rows = [to_ids(model, tokenizer, prompt, f"prompt {i}") for i, prompt in enumerate(_listed(prompts))]
-    count = len(rows) * samples
-    _check(model, tokenizer, rows, max_tokens, samples, stop, seeds)
+    begun = [_begun(model, tokenizer, prompt, f"prompt {i}") for i, prompt in enumerate(_listed(prompts))]
+    count, longest = len(begun) * samples, max(map(_length, begun))
+    _check(model, tokenizer, longest, max_tokens, (len(begun), samples), stop, seeds)
     choice = sampling or SamplingConfig()
-    seeds = [seed + row for row in range(count)] if seeds is None else seeds
-    generators = None if choice.greedy else row_generators(seeds)
-    device = next(model.parameters()).device
+    generators = None if choice.greedy else _generators(begun, samples, seed, seeds)
     eos = None if tokenizer is None or ignore_eos else tokenizer.eos_id
     texts = [StopText(tokenizer, stop) for _ in range(count)]
-    history = token_history([rows[r // samples] for r in range(count)], model.config.vocab_size, device)
 
     with evaluating(model):
-        state = model.init_state(len(rows), max(map(len, rows)) + max_tokens)
-        ids, lengths = pad_right(rows)
-        ragged = None if bool((lengths == lengths[0]).all()) else lengths
-        hidden = model.extend_hidden(ids.to(device), state, ragged)
-        last = hidden[torch.arange(len(rows)), lengths - 1]
-        live = torch.arange(count)  # row numbers, in the order of the state's rows
-        state = state.select(live // samples) if samples > 1 else state
-        logits = model.logits(last[:, None])[:, 0][(live // samples).to(device)]
+        room = longest + max_tokens
+        rows = read_rows(model, begun, growing_room(model, room) if keep_state else room)
+        live = list(range(count))  # row numbers, in the order of the state's rows
+        if samples > 1:
+            rows = rows.select([row // samples for row in live])
         for step in range(max_tokens):
-            own = None if generators is None else [generators[row] for row in live.tolist()]
-            drawn = sample(logits, choice, own, history)
-            drawn_rows = zip(live.tolist(), drawn.ids.tolist(), drawn.log_probs.tolist())
+            own = None if generators is None else [generators[row] for row in live]
+            drawn = _drawn(rows, choice, own, live)
             going = []
-            for place, (row, token, log_prob) in enumerate(drawn_rows):
+            for place, (row, token, log_prob) in enumerate(zip(live, drawn.ids.tolist(), drawn.log_probs.tolist())):
                 text, reason = _read(texts[row], token, is_eos=token == eos, is_last=step == max_tokens - 1)
                 if reason is None:
                     going.append(place)
-                yield Piece(row, token, log_prob, text, reason)
+                kept = None
+                if reason is not None and keep_state:
+                    kept = _ended(model, rows, place, drawn.ids, None if own is None else own[place])
+                yield Piece(row, token, log_prob, text, reason, kept)
             if not going:
                 return
+            next_ids = drawn.ids
             if len(going) < len(live):
-                kept = torch.tensor(going)
-                live, state, history = live[kept], state.select(kept), history[kept.to(device)]
-                next_ids = drawn.ids[kept.to(device)]
-            else:
-                next_ids = drawn.ids
-            logits = model.extend(next_ids[:, None], state)[:, 0]
+                live, rows = [live[place] for place in going], rows.select(going)
+                next_ids = next_ids[torch.tensor(going, device=next_ids.device)]
+            rows.logits = model.extend(next_ids[:, None], rows.state)[:, 0]
+
+
+def _begun(model: Model, tokenizer: Tokenizer | None, prompt: TextOrIds | Prefix, name: str) -> Tensor | Prefix:
+    if not isinstance(prompt, Prefix):
+        return to_ids(model, tokenizer, prompt, name)
+    check_prefix(model, prompt, name)
+    return prompt
+
+
+def _length(prompt: Tensor | Prefix) -> int:
+    return prompt.length if isinstance(prompt, Prefix) else len(prompt)
+
+
+def _generators(
+    prompts: Sequence[Tensor | Prefix], samples: int, seed: int | None, seeds: Sequence[int] | None
+) -> list[torch.Generator]:
+    """One generator a row: of its seed, or the one that its prefix was generated with."""
+    count = len(prompts) * samples
+    made = row_generators([(seed or 0) + row for row in range(count)] if seeds is None else seeds)
+    if samples > 1 or seed is not None or seeds is not None:
+        return made
+    kept = [generator_of(prompt) if isinstance(prompt, Prefix) else None for prompt in prompts]
+    return [fresh if old is None else old for fresh, old in zip(made, kept, strict=True)]
+
+
+def _drawn(
+    rows: Prefix, choice: SamplingConfig, generators: Sequence[torch.Generator] | None, names: Sequence[int]
+) -> Sampled:
+    """``sample``, and for logits that are no distribution an error that says where in the model it began."""
+    try:
+        return sample(rows.logits, choice, generators, rows.seen, names)
+    except NonFiniteError as error:
+        fault = first_fault(rows.state, names)
+        raise NonFiniteError(error.what, given=error.given, expected=error.expected, fix=fault) from None
+
+
+def _ended(model: Model, rows: Prefix, place: int, ids: Tensor, generator: torch.Generator | None) -> Prefix:
+    """The prefix that a row leaves behind: the last token is read, too. Of tensors that any mode may write to."""
+    with torch.inference_mode(False), torch.no_grad():
+        row = rows.select([place])
+        row.logits = model.extend(ids[place : place + 1, None].clone(), row.state)[:, 0]
+        row.generator = None if generator is None else generator.get_state()[None]
+        return row
 
 
 def _read(text: StopText, token: int, *, is_eos: bool, is_last: bool) -> tuple[str, FinishReason | None]:
@@ -159,8 +218,8 @@ def _read(text: StopText, token: int, *, is_eos: bool, is_last: bool) -> tuple[s
     return (piece + text.finish(), "length") if is_last else (piece, None)
 
 
-def _listed(prompts: Sequence[TextOrIds]) -> Sequence[TextOrIds]:
-    if isinstance(prompts, str | bytes | Tensor) or not len(prompts):
+def _listed(prompts: Sequence[TextOrIds | Prefix]) -> Sequence[TextOrIds | Prefix]:
+    if isinstance(prompts, str | bytes | Tensor | Prefix) or not len(prompts):
         raise InputError(
             "prompts must be a list with at least one prompt", given=type(prompts).__name__, fix="pass [prompt]"
         )
@@ -170,26 +229,26 @@ def _listed(prompts: Sequence[TextOrIds]) -> Sequence[TextOrIds]:
 def _check(
     model: Model,
     tokenizer: Tokenizer | None,
-    rows: list[Tensor],
+    longest: int,
     max_tokens: int,
-    samples: int,
+    rows: tuple[int, int],
     stop: Sequence[str],
     seeds: Sequence[int] | None,
 ) -> None:
-    for name, value in (("max_tokens", max_tokens), ("samples", samples)):
+    for name, value in (("max_tokens", max_tokens), ("samples", rows[1])):
         if value < 1:
             raise InputError(f"{name} must be positive", given=value, expected=">= 1")
     if isinstance(stop, str) or not all(stop):
         raise InputError("stop must be a list of strings that are not empty", given=repr(stop))
     if stop and tokenizer is None:
         raise InputError("stop strings need a tokenizer", fix="pass one, or no stop strings")
-    if seeds is not None and len(seeds) != len(rows) * samples:
-        raise InputError("seeds must be one a row", given=len(seeds), expected=len(rows) * samples)
-    longest, limit = max(map(len, rows)) + max_tokens, model.config.max_length
-    if limit is not None and longest > limit:
+    if seeds is not None and len(seeds) != rows[0] * rows[1]:
+        raise InputError("seeds must be one a row", given=len(seeds), expected=rows[0] * rows[1])
+    limit = model.config.max_length
+    if limit is not None and longest + max_tokens > limit:
         raise InputError(
             "prompt and new tokens are longer than the model's filters are defined for",
-            given=f"{longest} tokens",
+            given=f"{longest + max_tokens} tokens",
             expected=f"at most {limit}",
             fix="ask for fewer tokens",
         )

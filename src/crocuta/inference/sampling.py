@@ -68,6 +68,7 @@ def sample(
     config: SamplingConfig,
     generators: Sequence[torch.Generator] | None = None,
     history: Bool[Tensor, "b v"] | None = None,
+    names: Sequence[int] | None = None,
 ) -> Sampled:
     """One token a row; softmax in fp32, the draw by inverse CDF in fp64.
 
@@ -77,6 +78,7 @@ def sample(
             None is for greedy configs, which take none.
         history: the tokens that the repetition penalty applies to, from ``token_history``; the drawn tokens
             are added to it in place.
+        names: what errors call the rows; by default their places.
 
     Raises:
         InputError: for shapes that do not agree, or generators that are missing or shared between rows.
@@ -84,12 +86,12 @@ def sample(
     """
     _check_arguments(logits, config, generators, history)
     raw = logits.detach().float().contiguous()
-    _require_distribution(raw)
+    _require_distribution(raw, names)
     scores = raw
     if history is not None and config.repetition_penalty != 1:
         penalised = torch.where(raw > 0, raw / config.repetition_penalty, raw * config.repetition_penalty)
         scores = torch.where(history, penalised, raw)
-        _require_distribution(scores)
+        _require_distribution(scores, names)
     if config.greedy or generators is None:
         ids = scores.argmax(dim=-1)
     else:
@@ -154,13 +156,14 @@ def _draw(weights: Float[Tensor, "b v"], generators: Sequence[torch.Generator]) 
     return torch.searchsorted(cumulative, target, right=True)[:, 0]
 
 
-def _require_distribution(logits: Float[Tensor, "b v"]) -> None:
+def _require_distribution(logits: Float[Tensor, "b v"], names: Sequence[int] | None) -> None:
     # The largest of a row is NaN if any is, +inf if any is, and -inf only if all are.
     largest = logits.amax(dim=-1)
     finite = largest.isfinite()
     if not finite.all():
         rows = (~finite).nonzero()[:, 0].tolist()
-        found = ", ".join(f"{largest[row].item()} in row {row}" for row in rows[:4])
+        named = range(len(logits)) if names is None else names
+        found = ", ".join(f"{largest[row].item()} in row {named[row]}" for row in rows[:4])
         more = f" and {len(rows) - 4} more rows" if len(rows) > 4 else ""
         raise NonFiniteError(
             "logits to sample from are no distribution",

@@ -62,9 +62,8 @@ class AttentionMixer(Mixer):
         state.lengths = starts + added
         if aligned and int(starts[0]) == 0:
             return self.output(causal_attention(q, k, v, None).flatten(2))
-        end = int(state.lengths.max())
-        keys, values = state.keys[:, :end].to(q.dtype), state.values[:, :end].to(q.dtype)
-        return self.output(causal_attention(q, keys, values, starts).flatten(2))
+        end = int(starts.max()) + l  # no longer than the buffer; keys of padding stand behind every token that counts
+        return self.output(causal_attention(q, state.keys[:, :end], state.values[:, :end], starts).flatten(2))
 
     def _heads(self, x: Hidden, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sizes = [self.heads * self.head_size, self.kv_heads * self.head_size, self.kv_heads * self.head_size]

@@ -194,6 +194,18 @@ class OnlineState(State):
         self.taps: OnlineTaps | None = None
         """The filter's, as last looked up."""
 
+    def fill(self, source: Self) -> None:
+        """As for any state, but a buffer may have cut off outputs that were to come: as many as a tile has brought."""
+        reach = 1 << (max(1, int(source.lengths.max())) - 1).bit_length()
+        if source.long.shape[2] < min(reach, self.long.shape[2]):
+            raise StateError(
+                "the state of an online convolution cannot grow any more",
+                given=f"room for {source.long.shape[2]} tokens",
+                expected=f"at least {reach}, where tokens beyond are to be read",
+                fix="make the state with a max_length that is a power of two",
+            )
+        super().fill(source)
+
 
 @dataclass
 class AttentionState(State):
