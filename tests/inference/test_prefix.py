@@ -86,6 +86,24 @@ def test_a_bound_of_memory_makes_the_chunks_shorter(monkeypatch):
     torch.testing.assert_close(bounded.logits, whole.logits, rtol=0, atol=1e-9)
 
 
+def test_a_bound_of_memory_holds_for_prompts_and_counts_the_states_of_all(monkeypatch):
+    """A long prompt beside a short one gets what both states leave."""
+    model = tiny_model("attention", torch.float64, seed=1)
+    prompts = [random_ids(4_000, seed=1), random_ids(30, seed=2)]
+    expected = generate(model, None, prompts, max_tokens=3, sampling=GREEDY)
+    row = model.init_state(1, 4_003).nbytes
+    lengths: list[int] = []
+    original = Model.extend_hidden
+    monkeypatch.setattr(Model, "extend_hidden", lambda *a: lengths.append(a[1].shape[1]) or original(*a))
+    bound = memory.BASE + 3 * row + (1 << 20)
+    results = generate(model, None, prompts, max_tokens=3, sampling=GREEDY, max_memory=bound)
+    assert [r.ids for r in results] == [r.ids for r in expected]
+    chunk = memory.chunk_length(model, 1, 4_000, bound - 2 * row, room=4_003)
+    assert max(lengths) == chunk < memory.chunk_length(model, 1, 4_000, bound, room=4_003)
+    with pytest.raises(InputError, match="max_memory is too small"):
+        generate(model, None, prompts, max_tokens=3, max_memory=memory.BASE + 2 * row)
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [

@@ -111,12 +111,14 @@ def test_a_bound_of_memory_decides_how_much_is_run_at_once(monkeypatch):
     with pytest.raises(InputError, match="max_memory is too small even for the shortest chunks: got 1MB"):
         evaluate(model, data, DNA, 20, max_memory="1MB")
     monkeypatch.setattr(memory, "BASE", 0)  # which is more than this model takes for anything
-    with pytest.raises(InputError, match="too small") as least:
-        evaluate(model, data, DNA, 20, max_memory=1)
-    read.clear()
-    found = evaluate(model, data, DNA, 20, max_memory=str(least.value.expected).split()[2])
-    assert found.bits_per_token == pytest.approx(expected.bits_per_token, rel=1e-6)
-    assert 20 <= max(read) <= 160
+    for length, most in ((20, 160), (150, memory.SMALLEST)):  # several windows at once, or parts of one
+        with pytest.raises(InputError, match="too small") as least:
+            evaluate(model, data, DNA, length, max_memory=1)
+        whole = evaluate(model, data, DNA, length)
+        read.clear()
+        found = evaluate(model, data, DNA, length, max_memory=str(least.value.expected).split()[2])
+        assert found.bits_per_token == pytest.approx(whole.bits_per_token, rel=1e-6)
+        assert 20 <= max(read) <= most
 
 
 def test_the_first_tokens_alone():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
-from crocuta.cli.options import FP8, Device, Dtype, ModelPath, Output, Precision, load_model
+from crocuta.cli.options import FP8, Device, Dtype, MaxMemory, ModelPath, Output, Precision, load_model, memory_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +55,7 @@ def generate(
     save_state: Annotated[
         str | None, typer.Option(metavar="FILE", help="Keep what was read and generated, to go on later.")
     ] = None,
+    max_memory: MaxMemory = None,
     device: Device = "auto",
     dtype: Dtype = None,
     fp8: FP8 = "auto",
@@ -72,6 +73,7 @@ def generate(
     prompts, kind = _prompts(prompt, file) if state is None else ([], "text")
     if (state or save_state) and (len(prompts) > 1 or samples > 1 or format not in (None, "text")):
         raise typer.BadParameter("a state is that of one prompt, one sample and --format text", param_hint="'--state'")
+    limit = memory_size(max_memory)
     loaded, tokenizer = load_model(model, device, dtype, fp8, precision)
 
     from crocuta.inference.sampling import SamplingConfig
@@ -83,7 +85,7 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
     )
-    job = Job(loaded, tokenizer, sampling, max_tokens, samples, seed, tuple(stop or ()), ignore_eos)
+    job = Job(loaded, tokenizer, sampling, max_tokens, samples, seed, tuple(stop or ()), ignore_eos, limit)
     style = "text" if save_state else format or ("fasta" if kind == "fasta" else "text")
     if style == "fasta":
         _write_fasta(job.run(prompts), output, samples)
@@ -146,6 +148,7 @@ class Job:
     seed: int | None
     stop: tuple[str, ...]
     ignore_eos: bool
+    max_memory: int | None = None
 
     def run(self, prompts: Sequence[Document]) -> Iterator[Result]:
         """Every sample of every prompt, in order; row r of all has the seed ``seed`` + r, however they are batched."""
@@ -164,6 +167,7 @@ class Job:
                 seed=(self.seed or 0) + first * self.samples,
                 stop=self.stop,
                 ignore_eos=self.ignore_eos,
+                max_memory=self.max_memory,
             )
             for row, generation in enumerate(generations):
                 yield Result(batch[generation.prompt], row % self.samples, generation)
@@ -181,6 +185,7 @@ class Job:
             seed=self.seed,
             stop=self.stop,
             ignore_eos=self.ignore_eos,
+            max_memory=self.max_memory,
             keep_state=save_state is not None,
         )
         for piece in pieces:

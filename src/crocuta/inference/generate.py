@@ -23,6 +23,7 @@ from crocuta.inference.prefix import Prefix, check_prefix, first_fault, generato
 from crocuta.inference.sampling import Sampled, SamplingConfig, row_generators, sample
 from crocuta.inference.stop import StopText
 from crocuta.model.lm import Model
+from crocuta.model.memory import Size
 from crocuta.tokenizers.base import Tokenizer
 
 FinishReason: TypeAlias = Literal["eos", "stop", "length"]
@@ -72,6 +73,7 @@ def generate(
     stop: Sequence[str] = (),
     ignore_eos: bool = False,
     keep_state: bool = False,
+    max_memory: Size | None = None,
 ) -> list[Generation]:
     """``samples`` continuations of each prompt; those of a prompt stand together. See ``stream``."""
     pieces = stream(
@@ -86,6 +88,7 @@ def generate(
         stop=stop,
         ignore_eos=ignore_eos,
         keep_state=keep_state,
+        max_memory=max_memory,
     )
     results = [Generation(prompt=row // samples) for row in range(len(_listed(prompts)) * samples)]
     for piece in pieces:
@@ -112,6 +115,7 @@ def stream(
     stop: Sequence[str] = (),
     ignore_eos: bool = False,
     keep_state: bool = False,
+    max_memory: Size | None = None,
 ) -> Iterator[Piece]:
     """Generate step by step; yields one ``Piece`` a live row and step. Row r continues prompt r // samples.
 
@@ -122,7 +126,8 @@ def stream(
 
     With ``keep_state`` the last piece of each row has a ``Prefix`` of its text with all that was generated. A row that
     continues one alone (``samples=1``) and without a seed draws on where that one stopped: the tokens are those of a
-    generation that was never interrupted. Stop strings are looked for in the new text only.
+    generation that was never interrupted. Stop strings are looked for in the new text only. ``max_memory``: bytes, or
+    text such as "2GiB", that reading the prompts may take beyond the loaded model, states included.
 
     Raises:
         InputError: no prompts, an empty prompt, ids outside the vocabulary, stop strings without a tokenizer, or
@@ -140,7 +145,7 @@ def stream(
 
     with evaluating(model):
         room = longest + max_tokens
-        rows = read_rows(model, begun, growing_room(model, room) if keep_state else room)
+        rows = read_rows(model, begun, growing_room(model, room) if keep_state else room, max_memory)
         live = list(range(count))  # row numbers, in the order of the state's rows
         if samples > 1:
             rows = rows.select([row // samples for row in live])

@@ -23,8 +23,9 @@ from crocuta.errors import InputError, NonFiniteError, StateError
 from crocuta.inference.batches import TOKENS_A_BATCH, TextOrIds, evaluating, pad_right, to_ids
 from crocuta.inference.sampling import token_history
 from crocuta.model.chunks import hidden_chunks
+from crocuta.model.count import state_bytes
 from crocuta.model.lm import Model
-from crocuta.model.memory import Size
+from crocuta.model.memory import Size, size_in_bytes
 from crocuta.model.state import ModelState, State, load_state, read_head, save_state
 from crocuta.tokenizers.base import Tokenizer
 
@@ -149,14 +150,15 @@ def check_prefix(model: Model, prefix: Prefix, name: str) -> None:
 # --- many at once ---
 
 
-def read_rows(model: Model, prompts: Sequence[Tensor | Prefix], room: int) -> Prefix:
+def read_rows(model: Model, prompts: Sequence[Tensor | Prefix], room: int, max_memory: Size | None = None) -> Prefix:
     """A row for each prompt, in order, with room for so many tokens: prefixes are copied, ids are read.
 
-    Ids are read in groups of similar lengths, so that a long prompt makes the short ones no longer.
+    Ids are read in groups of similar lengths, so that a long prompt makes the short ones no longer. ``max_memory``
+    counts the states of all rows.
     """
     fresh = [i for i, prompt in enumerate(prompts) if isinstance(prompt, Tensor)]
     rows: Prefix | None = None
-    for places, part in _parts(model, prompts, fresh, room):
+    for places, part in _parts(model, prompts, fresh, room, max_memory):
         if len(places) == len(prompts):
             return part.select([places.index(i) for i in range(len(places))]) if places != sorted(places) else part
         if rows is None:
@@ -167,12 +169,16 @@ def read_rows(model: Model, prompts: Sequence[Tensor | Prefix], room: int) -> Pr
 
 
 def _parts(
-    model: Model, prompts: Sequence[Tensor | Prefix], fresh: list[int], room: int
+    model: Model, prompts: Sequence[Tensor | Prefix], fresh: list[int], room: int, max_memory: Size | None
 ) -> Iterator[tuple[list[int], Prefix]]:
     """(places, rows) of what can be had at once."""
     ids = [prompt for prompt in prompts if isinstance(prompt, Tensor)]
     for group in similar_lengths([len(row) for row in ids]):
-        yield [fresh[i] for i in group], _read(model, [ids[i] for i in group], room)
+        left = max_memory
+        if max_memory is not None and len(group) < len(prompts):  # beside this group's the states of all rows exist
+            row_bytes = state_bytes(model.config, room, model.embedding.weight.dtype)
+            left = max(1, size_in_bytes(max_memory) - len(prompts) * row_bytes)
+        yield [fresh[i] for i in group], _read(model, [ids[i] for i in group], room, left)
     for place, prompt in enumerate(prompts):
         if isinstance(prompt, Prefix):
             yield [place], Prefix(model.with_room(prompt.state, room), prompt.logits, prompt.seen)
