@@ -11,7 +11,7 @@ from torch import Tensor
 from crocuta.errors import InputError, NonFiniteError
 from crocuta.inference.batches import TextOrIds, evaluating, pad_right, to_ids
 from crocuta.inference.prefix import Prefix, check_prefix, first_fault, read_prefix, similar_lengths
-from crocuta.inference.score import Score, _summary
+from crocuta.inference.score import Score, summary
 from crocuta.model.chunks import hidden_chunks, token_log_probs
 from crocuta.model.lm import Model
 from crocuta.model.state import ModelState
@@ -52,7 +52,7 @@ def score_continuations(
     with evaluating(model):
         for i, later in suffix_log_probs(model, start.state, rows, names):
             log_probs = torch.cat([first[rows[i][:1]], later])
-            scores[i] = _summary((log_probs.float().numpy(),))
+            scores[i] = summary((log_probs.float().numpy(),))
     return [score for score in scores if score is not None]
 
 

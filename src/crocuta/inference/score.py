@@ -67,8 +67,8 @@ def score(
     if isinstance(sequences, str | bytes):
         raise InputError("sequences must be a list", given="one text", fix="pass [text]")
     rows = [to_ids(model, tokenizer, sequence, f"sequence {i}") for i, sequence in enumerate(sequences)]
-    other = [_reverse_complement(row, tokenizer) for row in rows] if both_strands else []
-    prefix = _bos(tokenizer) if bos else torch.empty(0, dtype=torch.int64)
+    other = [reverse_complement(row, tokenizer) for row in rows] if both_strands else []
+    prefix = bos_ids(tokenizer) if bos else torch.empty(0, dtype=torch.int64)
     all_rows = [torch.cat([prefix, row]) for row in [*rows, *other]]
     for i, row in enumerate(all_rows):
         if len(row) < 2:
@@ -86,7 +86,7 @@ def score(
             for index, values in zip(batch, _log_probs(model, [all_rows[i] for i in batch], names, run)):
                 log_probs[index] = values
     strands = [log_probs[: len(rows)], *([log_probs[len(rows) :]] if both_strands else [])]
-    return [_summary(values) for values in zip(*strands)]
+    return [summary(values) for values in zip(*strands)]
 
 
 def _log_probs(model: Model, rows: list[Tensor], names: list[int], run: Plan) -> list[NDArray[np.float32]]:
@@ -104,7 +104,8 @@ def _log_probs(model: Model, rows: list[Tensor], names: list[int], run: Plan) ->
     return result
 
 
-def _summary(strands: tuple[NDArray[np.float32], ...]) -> Score:
+def summary(strands: tuple[NDArray[np.float32], ...]) -> Score:
+    """The score of one sequence from the log-probabilities [l] of its strand or strands, the given one first."""
     totals = [math.fsum(_floats(values)) for values in strands]
     total, tokens = sum(totals) / len(totals), len(strands[0])
     return Score(strands[0], total, total / tokens, tokens)
@@ -116,7 +117,8 @@ def _floats(values: NDArray[np.float32]) -> Iterator[float]:
         yield from values[start : start + 1024].tolist()
 
 
-def _reverse_complement(row: Tensor, tokenizer: Tokenizer | None) -> Tensor:
+def reverse_complement(row: Tensor, tokenizer: Tokenizer | None) -> Tensor:
+    """The ids of the other strand. Raises TokenizerError for a tokenizer without nucleotides."""
     table = None if tokenizer is None else tokenizer.complement_ids
     if table is None:
         raise TokenizerError(
@@ -125,7 +127,8 @@ def _reverse_complement(row: Tensor, tokenizer: Tokenizer | None) -> Tensor:
     return torch.tensor(table)[row.flip(0)]
 
 
-def _bos(tokenizer: Tokenizer | None) -> Tensor:
+def bos_ids(tokenizer: Tokenizer | None) -> Tensor:
+    """The BOS token as ids [1]. Raises TokenizerError if there is none."""
     if tokenizer is None or tokenizer.bos_id is None:
         raise TokenizerError("this tokenizer has no BOS token", fix="score without bos")
     return torch.tensor([tokenizer.bos_id])

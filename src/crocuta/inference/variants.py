@@ -19,7 +19,7 @@ from crocuta.errors import InputError, NonFiniteError
 from crocuta.inference.batches import evaluating, to_ids
 from crocuta.inference.continuations import advance, suffix_log_probs
 from crocuta.inference.prefix import first_fault
-from crocuta.inference.score import _bos, _reverse_complement
+from crocuta.inference.score import bos_ids, reverse_complement
 from crocuta.model.lm import Model
 from crocuta.tokenizers.base import Tokenizer
 
@@ -75,9 +75,9 @@ def score_variants(
         TokenizerError: no BOS token, or no complement. NonFiniteError: NaN logits, naming the variant.
     """
     checked = _checked(sequence, variants)
-    start = _bos(tokenizer) if bos else torch.empty(0, dtype=torch.int64)
+    start = bos_ids(tokenizer) if bos else torch.empty(0, dtype=torch.int64)
     forward = to_ids(model, tokenizer, sequence, "the sequence")
-    strands = [forward, _reverse_complement(forward, tokenizer)] if both_strands else [forward]
+    strands = [forward, reverse_complement(forward, tokenizer)] if both_strands else [forward]
     references = [torch.cat([start, strand]) for strand in strands]
     _check_length(references[0], "the sequence")
     edits: list[list[_Edit]] = [[] for _ in strands]
@@ -87,7 +87,7 @@ def score_variants(
         ids = to_ids(model, tokenizer, text, f"the sequence with variant {i}")
         _check_length(torch.cat([start, ids]), f"the sequence with variant {i}")
         for strand, reference in enumerate(references):
-            edited = ids if strand == 0 else _reverse_complement(ids, tokenizer)
+            edited = ids if strand == 0 else reverse_complement(ids, tokenizer)
             edits[strand].append(_edit(reference, torch.cat([start, edited])))
     with evaluating(model):
         scored = [_totals(model, *strand) for strand in zip(references, edits)]
