@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from crocuta.inference.score import Score, score
     from crocuta.inference.variants import Variant, VariantScore, score_variants
     from crocuta.model.build import build_model
+    from crocuta.model.chunks import hidden_chunks
     from crocuta.model.lm import Model
     from crocuta.model.state import ModelState
     from crocuta.presets import preset
@@ -62,6 +63,7 @@ _HOMES = {
     "VariantScore": "inference.variants",
     "score_variants": "inference.variants",
     "build_model": "model.build",
+    "hidden_chunks": "model.chunks",
     "Model": "model.lm",
     "ModelState": "model.state",
     "preset": "presets",
@@ -87,6 +89,7 @@ __all__ = [
     "distill",
     "embed",
     "generate",
+    "hidden_chunks",
     "load",
     "load_prefix",
     "preset",
