@@ -122,7 +122,7 @@ CASES: dict[str, Case] = {
     ),
     "missing-state": (
         "StateError",
-        "none.safetensors is not a saved state: ... expected a file written by state.save",
+        "none.safetensors is not a saved state: ... expected a file written by save",
         lambda folder: tiny_model("stripe").load_state(folder / "none.safetensors"),
     ),
     "damaged-weights": (
@@ -310,7 +310,7 @@ CASES: dict[str, Case] = {
     ),
     "nan-generated": (
         "NonFiniteError",
-        "logits to sample from are no distribution: got a largest logit of nan in row 0; expected no NaN...; check",
+        "logits to sample from are no distribution: got a largest logit of nan in row 0; ...; its state is finite",
         lambda folder: crocuta.generate(broken_model(), DNA, ["ACG"], max_tokens=3),
     ),
     "nan-scored": (

@@ -221,7 +221,7 @@ def test_another_number_of_rows():
 @torch.no_grad()
 @pytest.mark.parametrize("owner", [k for k in KINDS if k != "attention"])
 def test_the_state_of_another_model(owner):
-    with pytest.raises(StateError, match=r"belongs to a model with another configuration; use model\.init_state"):
+    with pytest.raises(StateError, match="belongs to a model with another configuration; make it with this model"):
         tiny_model("attention").extend(random_ids(1, 4), tiny_model(owner).init_state(1, 10))
 
 
