@@ -169,8 +169,12 @@ def test_a_second_signal_acts_at_once(tmp_path, monkeypatch):
         return original(self, micro)
 
     monkeypatch.setattr(loop._Trainer, "_batch", batch)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "run")
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it from birth
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGINT, former)
     assert read_latest(tmp_path / "run" / "checkpoints").step == 4
     monkeypatch.undo()
     assert train(config, tmp_path / "run", resume=True).finished, "the folder's lock was not let go"
