@@ -1,7 +1,9 @@
-"""What every benchmark shares: alternation of variants, memory of a process, the machine, tables and result files."""
+"""What every benchmark shares: alternation of variants, memory, options, the machine, tables, result files."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -12,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -59,6 +61,30 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
     """Numerator over denominator, round by round."""
     each = [a / b for a, b in zip(numerator, denominator, strict=True)]
     return Ratio(statistics.median(each), min(each), max(each))
+
+
+# --- options ---
+
+S = TypeVar("S")
+
+
+def sizes_parser(doc: str | None, sizes: Any) -> argparse.ArgumentParser:
+    """Options that every script has: each whole number of a dataclass of sizes, threads, smoke and output."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    for size in dataclasses.fields(sizes):
+        if isinstance(value := getattr(sizes, size.name), int):
+            parser.add_argument(f"--{size.name.replace('_', '-')}", type=int, help=f"default {value}")
+    parser.add_argument("--threads", type=int, default=1, help="default 1; then CPU time means something")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, unless given")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result files")
+    return parser
+
+
+def chosen_sizes(options: argparse.Namespace, sizes: S) -> S:
+    """``sizes`` with those that were given."""
+    names = [size.name for size in dataclasses.fields(sizes)]  # type: ignore[arg-type]
+    given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    return dataclasses.replace(sizes, **given)  # type: ignore[type-var]
 
 
 # --- memory ---

@@ -11,7 +11,6 @@ modal filters are not recovered from their taps.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import statistics
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _timing import HERE, RESULTS, manifest, table, write_result
+from _timing import HERE, chosen_sizes, manifest, sizes_parser, table, write_result
 from torch import Tensor
 
 from crocuta.config import HyenaConfig, ImplicitFilterConfig
@@ -245,22 +244,10 @@ def print_adam(rows: Sequence[Mapping[str, Any]], sizes: Sizes) -> None:
     print(f"\nMedian error and CPU time a filter\n\n{table(header, lines)}")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for field in dataclasses.fields(Sizes):
-        if isinstance(field.default, int):
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, help=f"default {field.default}")
-    parser.add_argument("--threads", type=int, default=1, help="default 1")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, unless given")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
-    return parser.parse_args(arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
+    options = sizes_parser(__doc__, Sizes()).parse_args(arguments)
     torch.set_num_threads(options.threads)
-    given = {f.name: v for f in dataclasses.fields(Sizes) if (v := getattr(options, f.name, None)) is not None}
-    sizes = dataclasses.replace(SMOKE if options.smoke else Sizes(), **given)
+    sizes = chosen_sizes(options, SMOKE if options.smoke else Sizes())
     worst = recovery_error(sizes)
     if not worst <= RECOVERY:
         print(f"modal filters come back with an error of {worst:.1e}, not {RECOVERY:g}: no figures.", file=sys.stderr)

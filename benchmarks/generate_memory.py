@@ -9,17 +9,15 @@ or if the logits of the loop differ from one ``forward`` over the finished seque
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from _timing import RESULTS, manifest, mebibytes, resident_bytes, table, write_result
+from _timing import chosen_sizes, manifest, mebibytes, resident_bytes, sizes_parser, table, write_result
 from torch import Tensor
 
 from crocuta.config import (
@@ -101,21 +99,10 @@ def marks_table(marks: Sequence[Mark]) -> str:
     return table(["tokens", "state", "resident memory", "tokens a CPU second"], rows)
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name, value in dataclasses.asdict(Sizes()).items():
-        parser.add_argument(f"--{name}", type=int, help=f"default {value}")
-    parser.add_argument("--threads", type=int, default=1, help="default 1")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, unless given")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
-    return parser.parse_args(arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
+    options = sizes_parser(__doc__, Sizes()).parse_args(arguments)
     torch.set_num_threads(options.threads)
-    given = {name: value for name in dataclasses.asdict(Sizes()) if (value := getattr(options, name)) is not None}
-    sizes = dataclasses.replace(SMOKE if options.smoke else Sizes(), **given)
+    sizes = chosen_sizes(options, SMOKE if options.smoke else Sizes())
     result: dict[str, Any] = {"manifest": manifest(), "sizes": dataclasses.asdict(sizes)}
     model = make_model(sizes, HyenaConfig(filter=ComplexModalFilterConfig(modes=sizes.modes)))
     marks, ids, logits = generate(model, sizes)

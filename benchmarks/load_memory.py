@@ -25,7 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _timing import RESULTS, manifest, mebibytes, peak_resident_bytes, resident_bytes, table, write_result
+from _timing import (
+    chosen_sizes,
+    manifest,
+    mebibytes,
+    peak_resident_bytes,
+    resident_bytes,
+    sizes_parser,
+    table,
+    write_result,
+)
 from torch import Tensor
 
 from crocuta.checkpoints import describe
@@ -146,12 +155,7 @@ def wrong_tensors(folder: Path, sizes: Sizes) -> list[str]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name, value in dataclasses.asdict(Sizes()).items():
-        parser.add_argument(f"--{name}", type=int, help=f"default {value}")
-    parser.add_argument("--threads", type=int, default=1, help="default 1")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, unless given")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
+    parser = sizes_parser(__doc__, Sizes())
     parser.add_argument("--measure", nargs=3, metavar=("FOLDER", "WARM_UP", "CASE"), help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -163,8 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder, warm_up, case = options.measure
         print(json.dumps(measure_one(Path(folder), Path(warm_up), CASES[case])))
         return 0
-    given = {name: value for name in dataclasses.asdict(Sizes()) if (value := getattr(options, name)) is not None}
-    sizes = dataclasses.replace(SMOKE if options.smoke else Sizes(), **given)
+    sizes = chosen_sizes(options, SMOKE if options.smoke else Sizes())
     result: dict[str, Any] = {"manifest": manifest(), "sizes": dataclasses.asdict(sizes), "bound": BOUND, "cases": {}}
     with tempfile.TemporaryDirectory() as scratch:
         folder, warm_up = Path(scratch, "checkpoint"), Path(scratch, "warm-up")

@@ -28,7 +28,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from _timing import HERE, RESULTS, manifest, mebibytes, peak_resident_bytes, resident_bytes, table, write_result
+from _timing import (
+    HERE,
+    chosen_sizes,
+    manifest,
+    mebibytes,
+    peak_resident_bytes,
+    resident_bytes,
+    sizes_parser,
+    table,
+    write_result,
+)
 from torch import Tensor
 
 from crocuta.config import (
@@ -233,14 +243,9 @@ def run(name: str, sizes: Sizes, fasta: Path, threads: int) -> dict[str, Any] | 
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name, value in dataclasses.asdict(Sizes()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default {value}")
+    parser = sizes_parser(__doc__, Sizes())
     parser.add_argument("--models", default=",".join(MODELS), help="modal, attention or both, with a comma")
     parser.add_argument("--fasta", type=Path, help="gzipped FASTA to read the bases from")
-    parser.add_argument("--threads", type=int, default=1, help="default 1")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, unless given")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.models = options.models.split(",")
@@ -256,8 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings, name, length, path = options.measure
         print(json.dumps(measure_one(Sizes(**json.loads(settings)), name, int(length), Path(path))))
         return 0
-    given = {name: value for name in dataclasses.asdict(Sizes()) if (value := getattr(options, name)) is not None}
-    sizes = dataclasses.replace(SMOKE if options.smoke else Sizes(), **given)
+    sizes = chosen_sizes(options, SMOKE if options.smoke else Sizes())
     fasta = options.fasta or (CHROMOSOME if CHROMOSOME.exists() and not options.smoke else SHIPPED)
     met = True
     for name in options.models:

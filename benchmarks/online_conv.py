@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _timing import RESULTS, manifest, ratio, table, write_result
+from _timing import chosen_sizes, manifest, ratio, sizes_parser, table, write_result
 from torch import Tensor
 
 from crocuta.config import BlockConfig, HyenaConfig, ImplicitFilterConfig, ModelConfig
@@ -173,12 +173,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name, value in dataclasses.asdict(Sizes()).items():
-        parser.add_argument(f"--{name}", type=int, help=f"default {value}")
-    parser.add_argument("--threads", type=int, default=1, help="default 1")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, unless given")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
+    parser = sizes_parser(__doc__, Sizes())
     parser.add_argument("--plot", type=Path, help="where the plot goes; default docs/, none with --smoke")
     return parser.parse_args(arguments)
 
@@ -186,8 +181,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    given = {name: value for name in dataclasses.asdict(Sizes()) if (value := getattr(options, name)) is not None}
-    sizes = dataclasses.replace(SMOKE if options.smoke else Sizes(), **given)
+    sizes = chosen_sizes(options, SMOKE if options.smoke else Sizes())
     result: dict[str, Any] = {"manifest": manifest(), "sizes": dataclasses.asdict(sizes)}
     task = Task(sizes)
     errors = {

@@ -12,19 +12,17 @@ tokens, and each slice counts as a part of that. Tokens a second stand beside it
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _timing import RESULTS, manifest, mebibytes, resident_bytes, table, write_result
+from _timing import chosen_sizes, manifest, mebibytes, resident_bytes, sizes_parser, table, write_result
 from numpy.typing import NDArray
 
 import crocuta
@@ -156,20 +154,10 @@ def tenths_table(soak: Soak, sizes: Sizes) -> str:
     return table(["tenth", "tokens a CPU second", "of a fresh generation's", "resident memory"], rows)
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name, value in dataclasses.asdict(Sizes()).items():
-        parser.add_argument(f"--{name}", type=int, help=f"default {value}")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, unless given")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
-    return parser.parse_args(arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    torch.set_num_threads(1)
-    given = {name: value for name in dataclasses.asdict(Sizes()) if (value := getattr(options, name)) is not None}
-    sizes = dataclasses.replace(SMOKE if options.smoke else Sizes(), **given)
+    options = sizes_parser(__doc__, Sizes()).parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    sizes = chosen_sizes(options, SMOKE if options.smoke else Sizes())
     result: dict[str, Any] = {"manifest": manifest(), "sizes": dataclasses.asdict(sizes)}
     model = make_model(sizes)
     soak = generate(model, sizes)

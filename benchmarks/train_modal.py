@@ -18,20 +18,20 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from _stripedhyena import PublishedModel, copy_weights, mlp_width, pairs
 from _stripedhyena import next_token_loss as published_loss
 from _timing import (
-    RESULTS,
     alternate,
+    chosen_sizes,
     manifest,
     mebibytes,
     peak_resident_bytes,
     ratio,
     resident_bytes,
+    sizes_parser,
     table,
     write_result,
 )
@@ -280,13 +280,8 @@ def _verdict(holds: bool) -> str:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name, value in dataclasses.asdict(Sizes()).items():
-        parser.add_argument(f"--{name}", type=int, help=f"default {value}")
+    parser = sizes_parser(__doc__, Sizes())
     parser.add_argument("--rounds", type=int, help="default 5")
-    parser.add_argument("--threads", type=int, default=1, help="default 1; then CPU time is meaningful")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes and two rounds, unless given")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
     parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -294,8 +289,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    given = {name: value for name in dataclasses.asdict(Sizes()) if (value := getattr(options, name)) is not None}
-    sizes = dataclasses.replace(SMOKE if options.smoke else Sizes(), **given)
+    sizes = chosen_sizes(options, SMOKE if options.smoke else Sizes())
     if options.memory_of:
         print(memory_of(options.memory_of, sizes))
         return 0

@@ -12,16 +12,14 @@ differ.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from _timing import HERE, RESULTS, alternate, manifest, ratio, table, write_result
+from _timing import HERE, alternate, chosen_sizes, manifest, ratio, sizes_parser, table, write_result
 from generate_memory import Sizes as ModelSizes
 from generate_memory import make_model
 
@@ -124,16 +122,6 @@ def measure(model: Model, sequence: str, sizes: Sizes, name: str, position: int,
     return Site(name, position, count, timings["shared"].cpu, timings["whole"].cpu, difference)
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name, value in dataclasses.asdict(Sizes()).items():
-        parser.add_argument(f"--{name}", type=int, help=f"default {value}")
-    parser.add_argument("--threads", type=int, default=1, help="default 1")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, unless given")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
-    return parser.parse_args(arguments)
-
-
 def sites_table(measured: Sequence[Site], sizes: Sizes) -> str:
     rows = []
     for site in measured:
@@ -145,10 +133,9 @@ def sites_table(measured: Sequence[Site], sizes: Sizes) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
+    options = sizes_parser(__doc__, Sizes()).parse_args(arguments)
     torch.set_num_threads(options.threads)
-    given = {name: value for name in dataclasses.asdict(Sizes()) if (value := getattr(options, name)) is not None}
-    sizes = dataclasses.replace(SMOKE if options.smoke else Sizes(), **given)
+    sizes = chosen_sizes(options, SMOKE if options.smoke else Sizes())
     result: dict[str, Any] = {"manifest": manifest(), "sizes": dataclasses.asdict(sizes)}
     shape = ModelSizes(hidden=sizes.hidden, layers=sizes.layers, modes=sizes.modes, vocabulary=TOKENIZER.vocab_size)
     model = make_model(shape, HyenaConfig(filter=ComplexModalFilterConfig(modes=sizes.modes)))

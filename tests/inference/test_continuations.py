@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,11 @@ from tiny_models import KINDS, random_ids, text_model, tiny_model
 
 from crocuta.errors import InputError, NonFiniteError, StateError, TokenizerError
 from crocuta.inference import continuations as module
+from crocuta.inference.batches import batches
 from crocuta.inference.continuations import advance, score_continuations, suffix_log_probs
 from crocuta.inference.prefix import Prefix, read_prefix
 from crocuta.inference.score import score
+from crocuta.model import memory
 from crocuta.model.lm import Model
 from crocuta.tokenizers.bytes import ByteTokenizer
 from crocuta.tokenizers.dna import DNATokenizer
@@ -58,8 +62,8 @@ def test_batches_of_any_size_give_the_same(kind, bound, monkeypatch):
     if bound == "states":
         monkeypatch.setattr(module, "STATE_BYTES", 2 * model.with_room(state, 71).nbytes)
     else:
-        monkeypatch.setattr("crocuta.inference.prefix.TOKENS_A_BATCH", 50)
-        monkeypatch.setattr("crocuta.inference.prefix._FEW", 10)
+        monkeypatch.setattr(memory, "FEW", 10)
+        monkeypatch.setattr(module, "batches", partial(batches, tokens=50))
     seen = []
     extend = Model.extend_hidden
     monkeypatch.setattr(Model, "extend_hidden", lambda *a: seen.append(tuple(a[1].shape)) or extend(*a))

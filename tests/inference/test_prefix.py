@@ -16,9 +16,9 @@ from tiny_models import KINDS, loud, random_ids, text_model, tiny_model
 import crocuta
 from crocuta.config import BlockConfig, HyenaConfig, ImplicitFilterConfig, ModelConfig
 from crocuta.errors import InputError, NonFiniteError, StateError, TokenizerError
-from crocuta.inference import prefix as prefix_module
+from crocuta.inference.batches import batches
 from crocuta.inference.generate import _drawn, generate, stream
-from crocuta.inference.prefix import Prefix, load_prefix, read_prefix, similar_lengths
+from crocuta.inference.prefix import Prefix, load_prefix, read_prefix
 from crocuta.inference.sampling import SamplingConfig
 from crocuta.model import memory
 from crocuta.model.build import build_model
@@ -144,24 +144,15 @@ def test_a_prefix_is_continued_as_its_text_is(kind, sampling):
 
 def test_prompts_of_any_lengths_are_read_in_their_order(monkeypatch):
     model = tiny_model("stripe", torch.float64, seed=1)
-    monkeypatch.setattr(prefix_module, "_FEW", 10)
+    monkeypatch.setattr(memory, "FEW", 10)
     lengths = (50, 1, 7, 40, 7, 2, 100)
     prompts = [random_ids(length, seed=length) for length in lengths]
-    groups = list(similar_lengths(lengths))
+    groups = list(batches(prompts))
     assert [[lengths[i] for i in group] for group in groups] == [[1, 2], [7, 7], [40, 50], [100]]
     together = generate(model, None, prompts, max_tokens=5, sampling=GREEDY)
     alone = [generate(model, None, [prompt], max_tokens=5, sampling=GREEDY)[0] for prompt in prompts]
     assert [r.ids for r in together] == [r.ids for r in alone]
     assert len({tuple(r.log_probs) for r in together}) == 6
-
-
-def test_rows_that_are_read_together_are_bounded_and_alike(monkeypatch):
-    monkeypatch.setattr(prefix_module, "TOKENS_A_BATCH", 100)
-    monkeypatch.setattr(prefix_module, "_FEW", 20)
-    lengths = [40, 1, 300, 39, 41, 2, 9, 5, 25]
-    groups = [[lengths[i] for i in group] for group in similar_lengths(lengths)]
-    assert groups == [[1, 2, 5], [9], [25, 39], [40, 41], [300]]
-    assert list(similar_lengths([])) == []
 
 
 # --- generations in turns ---

@@ -139,6 +139,13 @@ def test_groups_hold_every_row_once(lengths):
     assert sorted(i for batch in group(lengths, 60) for i in batch) == list(range(len(lengths)))
 
 
+def test_rows_that_are_run_together_are_bounded_and_alike(monkeypatch):
+    monkeypatch.setattr(memory, "FEW", 20)
+    lengths = [40, 1, 300, 39, 41, 2, 9, 5, 25]
+    groups = [[lengths[i] for i in batch] for batch in group(lengths, 100)]
+    assert groups == [[1, 2, 5], [9], [25, 39], [40, 41], [300]]
+
+
 # --- what is booked ---
 
 

@@ -79,5 +79,5 @@ def pad_right(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def batches(rows: Sequence[Tensor], tokens: int = TOKENS_A_BATCH) -> Iterator[list[int]]:
-    """Indices of rows to run together: of similar length, at most ``tokens`` with padding, at least one row."""
+    """Indices of rows to run together, of similar lengths (``memory.group``)."""
     return group([len(row) for row in rows], tokens)

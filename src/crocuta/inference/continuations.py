@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crocuta.errors import InputError, NonFiniteError
-from crocuta.inference.batches import TextOrIds, evaluating, pad_right, to_ids
-from crocuta.inference.prefix import Prefix, check_prefix, first_fault, read_prefix, similar_lengths
+from crocuta.inference.batches import TextOrIds, batches, evaluating, pad_right, to_ids
+from crocuta.inference.prefix import Prefix, check_prefix, first_fault, read_prefix
 from crocuta.inference.score import Score, summary
 from crocuta.model.chunks import hidden_chunks, token_log_probs
 from crocuta.model.lm import Model
@@ -78,7 +78,7 @@ def suffix_log_probs(
     longest = max((len(row) for row in rows), default=1)
     state = with_room_for(model, state, longest - 1)
     most = max(1, STATE_BYTES // max(1, state.nbytes))
-    for group in similar_lengths([len(row) for row in rows]):
+    for group in batches(rows):
         for begin in range(0, len(group), most):
             batch = group[begin : begin + most]
             ids, lengths = pad_right([rows[i] for i in batch])

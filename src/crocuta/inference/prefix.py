@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from crocuta.errors import InputError, NonFiniteError, StateError
-from crocuta.inference.batches import TOKENS_A_BATCH, TextOrIds, evaluating, pad_right, to_ids
+from crocuta.inference.batches import TextOrIds, batches, evaluating, pad_right, to_ids
 from crocuta.inference.sampling import token_history
 from crocuta.model.chunks import hidden_chunks
 from crocuta.model.count import state_bytes
@@ -28,9 +28,6 @@ from crocuta.model.lm import Model
 from crocuta.model.memory import Size, size_in_bytes
 from crocuta.model.state import ModelState, State, load_state, read_head, save_state
 from crocuta.tokenizers.base import Tokenizer
-
-_FEW = 2_048
-"""Tokens, padding included, up to which rows of any lengths are read together."""
 
 
 @dataclass
@@ -173,7 +170,7 @@ def _parts(
 ) -> Iterator[tuple[list[int], Prefix]]:
     """(places, rows) of what can be had at once."""
     ids = [prompt for prompt in prompts if isinstance(prompt, Tensor)]
-    for group in similar_lengths([len(row) for row in ids]):
+    for group in batches(ids):
         left = max_memory
         if max_memory is not None and len(group) < len(prompts):  # beside this group's the states of all rows exist
             row_bytes = state_bytes(model.config, room, model.embedding.weight.dtype)
@@ -182,20 +179,6 @@ def _parts(
     for place, prompt in enumerate(prompts):
         if isinstance(prompt, Prefix):
             yield [place], Prefix(model.with_room(prompt.state, room), prompt.logits, prompt.seen)
-
-
-def similar_lengths(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of rows to read together: few tokens, or rows of which none is twice as long as another."""
-    group: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        padded = lengths[index] * (len(group) + 1)
-        alike = bool(group) and lengths[index] <= 2 * lengths[group[0]]
-        if group and (padded > TOKENS_A_BATCH or (padded > _FEW and not alike)):
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group
 
 
 def _read(model: Model, rows: Sequence[Tensor], room: int, max_memory: Size | None = None) -> Prefix:

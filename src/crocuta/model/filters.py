@@ -238,7 +238,7 @@ class ImplicitFilter(Filter):
             spectrum = self._memo.get(
                 "spectrum", self._weights(), lambda: filter_spectrum(taps, u.shape[1]), u.shape[1]
             )
-        return fft_convolution(u, taps, skip, None, spectrum)
+        return fft_convolution(u, taps, skip, spectrum)
 
     def init_state(
         self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype

@@ -44,6 +44,8 @@ Size: TypeAlias = "int | str"
 
 SMALLEST = 64
 """Tokens at once below which a bound is refused: chunks would take time without saving memory."""
+FEW = 2_048
+"""Tokens, padding included, up to which rows of any lengths are run together: another call would take longer."""
 SLACK = 1.6
 BASE = 64 << 20
 
@@ -110,10 +112,14 @@ def chunk_length(
 
 
 def group(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Indices of rows to run together: of similar length, at most ``tokens`` with padding, at least one row."""
+    """Indices of rows to run together: at most ``tokens`` with padding, at least one row.
+
+    Beyond ``FEW`` tokens none is more than twice as long as another, so that most of them are the rows' own.
+    """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and lengths[index] * (len(batch) + 1) > tokens:
+        padded = lengths[index] * (len(batch) + 1)
+        if batch and (padded > tokens or (padded > FEW and lengths[index] > 2 * lengths[batch[0]])):
             yield batch
             batch = []
         batch.append(index)

@@ -1,4 +1,4 @@
-"""Causal convolution with long taps by real FFT, whole or continued from a history."""
+"""Causal convolution of whole sequences with long taps, by real FFT."""
 
 from __future__ import annotations
 
@@ -16,20 +16,17 @@ def fft_convolution(
     u: Float[Tensor, "b l d"],
     taps: Float[Tensor, "g k"],
     skip: Float[Tensor, " d"] | None = None,
-    history: Float[Tensor, "b p d"] | None = None,
     spectrum: Tensor | None = None,
 ) -> Float[Tensor, "b l d"]:
-    """y[t] = Σ_j taps[j] · u[t - j] + skip · u[t]; inputs before u are the history or zero.
+    """y[t] = Σ_j taps[j] · u[t - j] + skip · u[t]; inputs before u are zero.
 
     Transforms of the smallest 5-smooth length that cannot wrap around. In float32 (or float64), whatever u's
     dtype; the result has u's dtype. Differentiable; saves u and taps, and transforms again in the backward pass.
-    ``spectrum`` may be ``filter_spectrum(taps, l)`` of an earlier call, for inference without history only.
+    ``spectrum`` may be ``filter_spectrum(taps, l)`` of an earlier call, for inference only.
     Cost O(l log l · d); at 10^6 tokens the float32 error is about 2e-5 of the output's size.
     """
     dtype = compute_dtype(u.dtype)
-    whole = u if history is None else torch.cat([history.to(u.dtype), u], dim=1)
-    y = _FFTConvolution.apply(channels_first(whole, dtype), taps.to(dtype), spectrum)
-    y = y[:, :, whole.shape[1] - u.shape[1] :].permute(1, 2, 0).to(u.dtype)
+    y = _FFTConvolution.apply(channels_first(u, dtype), taps.to(dtype), spectrum).permute(1, 2, 0).to(u.dtype)
     return y if skip is None else y + skip.to(u.dtype) * u
 
 

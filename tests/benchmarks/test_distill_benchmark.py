@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,21 +10,16 @@ from types import ModuleType
 import pytest
 import torch
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("distill_filters")
+def script(module) -> ModuleType:
+    return module("distill_filters")
 
 
 def test_it_reports_errors_bounds_drift_and_the_comparison(
     script: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    threads = torch.get_num_threads()
     assert script.main(["--smoke", "--output", str(tmp_path)]) == 0
-    torch.set_num_threads(threads)
     (path,) = tmp_path.glob("distill_filters-*.json")
     result = json.loads(path.read_text())
     assert result["recovery"] <= 1e-6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,15 +10,10 @@ from types import ModuleType
 import pytest
 import torch
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    threads = torch.get_num_threads()
-    yield importlib.import_module("long_context")
-    torch.set_num_threads(threads)
+def script(module) -> ModuleType:
+    return module("long_context")
 
 
 @pytest.fixture
