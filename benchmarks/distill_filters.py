@@ -26,7 +26,12 @@ import torch
 from _timing import HERE, chosen_sizes, manifest, sizes_parser, table, write_result
 from torch import Tensor
 
-from crocuta.config import HyenaConfig, ImplicitFilterConfig
+from crocuta.config import (
+    FixedWindowConfig,
+    HyenaConfig,
+    ImplicitFilterConfig,
+    SineConfig,
+)
 from crocuta.inference.distill import DistillReport, assemble, fit_layers
 from crocuta.inference.drift import measure_drift
 from crocuta.model.build import build_model
@@ -75,7 +80,7 @@ def fresh_filters(sizes: Sizes, frequency: float, name: str | None = None) -> Te
     block = config.blocks[0]
     assert isinstance(block.mixer, HyenaConfig)
     assert isinstance(block.mixer.filter, ImplicitFilterConfig)
-    filter_ = dataclasses.replace(block.mixer.filter, frequency=frequency)
+    filter_ = dataclasses.replace(block.mixer.filter, activation=SineConfig(frequency=frequency))
     block = dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, filter=filter_))
     mixer = build_model(dataclasses.replace(config, blocks=(block,)), seed=1).get_submodule("blocks.0.mixer")
     assert isinstance(mixer, HyenaMixer)
@@ -87,7 +92,11 @@ def fresh_filters(sizes: Sizes, frequency: float, name: str | None = None) -> Te
 def trained(sizes: Sizes, data: str, frequency: float, folder: Path) -> tuple[Model, Tensor]:
     """A small Hyena with implicit filters after a short training run, and held-out ids [rows length] of its data."""
     text = data == "text"
-    filter_ = ImplicitFilterConfig(max_length=sizes.length, frequency=frequency, window_shift=0.05)
+    filter_ = ImplicitFilterConfig(
+        max_length=sizes.length,
+        activation=SineConfig(frequency=frequency),
+        window=FixedWindowConfig(shift=0.05),
+    )
     spec = StripedSpec(hidden_size=sizes.hidden, num_layers=sizes.layers, num_heads=1, filter=filter_)
     file = HERE.parent / "examples" / "data" / ("moby_dick.txt.gz" if text else "ecoli_dh1.fa.gz")
     config = TrainConfig(

@@ -14,7 +14,7 @@ from tiny_models import random_ids, tiny_config, tiny_model
 import crocuta
 from crocuta import errors
 from crocuta.checkpoints.files import write_tensors
-from crocuta.config import ImplicitFilterConfig
+from crocuta.config import BandsConfig
 from crocuta.model.lm import Model
 from crocuta.tokenizers.bytes import ByteTokenizer
 from crocuta.tokenizers.dna import DNATokenizer
@@ -83,7 +83,7 @@ def recipe(folder: Path, text: str) -> None:
 
 
 def implicit(folder: Path) -> None:
-    dataclasses.replace(ImplicitFilterConfig(max_length=10), features=4)
+    dataclasses.replace(BandsConfig(), features=4)
 
 
 Case = tuple[str, str, Callable[[Path], object]]
@@ -221,7 +221,7 @@ CASES: dict[str, Case] = {
     ),
     "wrong-batch": (
         "StateError",
-        "another number of rows than the ids: got ids with 3 rows; expected 2 rows",
+        "another number of rows than the input: got 3 rows; expected 2 rows",
         lambda folder: tiny_model("stripe").extend(random_ids(3, 4), tiny_model("stripe").init_state(2, 9)),
     ),
     "prompt-longer-than-the-state": (

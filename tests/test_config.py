@@ -12,19 +12,26 @@ from hypothesis import strategies as st
 
 from crocuta.config import (
     AttentionConfig,
+    BandsConfig,
     BlockConfig,
     ComplexModalFilterConfig,
     DecayConfig,
     ExplicitFilterConfig,
+    FixedWindowConfig,
     GatedMLPConfig,
     HyenaConfig,
     ImplicitFilterConfig,
     LayerNormConfig,
+    LearnedWindowConfig,
     ModelConfig,
     PlainMLPConfig,
     RealModalFilterConfig,
+    ReLUConfig,
     RMSNormConfig,
     RopeConfig,
+    ScalarConfig,
+    SineConfig,
+    SinusoidalConfig,
 )
 from crocuta.errors import ConfigError
 from crocuta.presets import preset
@@ -40,6 +47,16 @@ activations = st.sampled_from(["silu", "gelu", "gelu_tanh", "identity"])
 poles = st.sampled_from(["stable", "raw"])
 dropouts = st.floats(0.0, 0.99)
 
+positions = st.one_of(
+    st.builds(BandsConfig, features=st.integers(1, 8).map(lambda bands: 2 * bands + 1), trained=st.booleans()),
+    st.just(ScalarConfig()),
+    st.builds(SinusoidalConfig, features=st.integers(1, 8).map(lambda n: 2 * n), base=positive, decay=positive),
+)
+windows = st.one_of(
+    st.none(),
+    st.builds(FixedWindowConfig, decay=pairs, target=positive, shift=positive),
+    st.builds(LearnedWindowConfig, decay=pairs, target=st.floats(0.01, 0.9), shift=positive),
+)
 decays = st.builds(DecayConfig, rates=pairs, horizon=counts)
 filters = st.one_of(
     st.builds(ExplicitFilterConfig, taps=counts, groups=groups, decay=st.none() | decays),
@@ -48,12 +65,13 @@ filters = st.one_of(
         max_length=st.integers(2, 10**6),
         width=counts,
         inner_layers=st.integers(0, 4),
-        features=st.integers(1, 8).map(lambda bands: 2 * bands + 1),
-        frequency=positive,
-        window_decay=pairs,
-        window_target=positive,
-        window_shift=positive,
-        train_features=st.booleans(),
+        positions=positions,
+        activation=st.builds(SineConfig, frequency=positive, trained=st.booleans()) | st.just(ReLUConfig()),
+        window=windows,
+        groups=groups,
+        output_bias=st.booleans(),
+        bound=st.booleans(),
+        normalise=st.booleans(),
     ),
     st.builds(ComplexModalFilterConfig, modes=counts, groups=groups, poles=poles, timescales=pairs),
     st.builds(RealModalFilterConfig, modes=counts, groups=groups, poles=poles, timescales=pairs),
@@ -195,7 +213,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     (_hyena(type="modal_real", modes=2, timescales=[1.0, -1.0]), "longest must be positive"),
     (_hyena(type="modal_real", modes=2, groups=5), "groups must divide hidden_size"),
     (_hyena(type="implicit", max_length=1), "max_length is too short"),
-    (_hyena(type="implicit", max_length=8, features=4), "features is impossible.*odd"),
+    (_hyena(type="implicit", max_length=8, positions={"type": "bands", "features": 4}), "features is impossible.*odd"),
     (_hyena(type="implicit", max_length=8, inner_layers=-1), "inner_layers is negative"),
 ]
 

@@ -9,8 +9,10 @@ import pytest
 
 from crocuta.config import (
     AttentionConfig,
+    BandsConfig,
     ComplexModalFilterConfig,
     ExplicitFilterConfig,
+    FixedWindowConfig,
     GatedMLPConfig,
     HyenaConfig,
     ImplicitFilterConfig,
@@ -18,6 +20,7 @@ from crocuta.config import (
     RealModalFilterConfig,
     RMSNormConfig,
     RopeConfig,
+    SineConfig,
 )
 from crocuta.errors import ConfigError
 from crocuta.model.build import build_model
@@ -104,11 +107,9 @@ def test_hyenadna(name: str) -> None:
             max_length=length,
             width=64,
             inner_layers=2,
-            features=5,
-            frequency=10.0,
-            window_decay=(0.3, 1.5),
-            window_target=0.01,
-            window_shift=0.05,
+            positions=BandsConfig(features=5),
+            activation=SineConfig(frequency=10.0),
+            window=FixedWindowConfig(decay=(0.3, 1.5), target=0.01, shift=0.05),
         )
 
 

@@ -7,21 +7,31 @@ from torch import nn
 
 from crocuta.config import (
     AttentionConfig,
+    BandsConfig,
     BlockConfig,
     ComplexModalFilterConfig,
     DecayConfig,
     ExplicitFilterConfig,
     FilterConfig,
+    FixedWindowConfig,
+    GatedConvConfig,
     GatedMLPConfig,
     HyenaConfig,
     ImplicitFilterConfig,
     LayerNormConfig,
+    LearnedWindowConfig,
     MixerConfig,
     ModelConfig,
+    MultiHeadHyenaConfig,
+    OrderNHyenaConfig,
     PlainMLPConfig,
     RealModalFilterConfig,
+    ReLUConfig,
     RMSNormConfig,
     RopeConfig,
+    ScalarConfig,
+    SineConfig,
+    SinusoidalConfig,
 )
 from crocuta.model.build import build_model
 from crocuta.model.filters import ExplicitFilter, ImplicitFilter
@@ -37,14 +47,27 @@ FILTERS: dict[str, FilterConfig] = {
     "explicit-decay": ExplicitFilterConfig(taps=40, decay=DecayConfig(horizon=64, rates=(0.01, 10.0))),
     "explicit-grouped": ExplicitFilterConfig(taps=7, groups=2, decay=DecayConfig(horizon=64, rates=(0.1, 10.0))),
     "explicit-fft": ExplicitFilterConfig(taps=600, groups=4),
-    "implicit": ImplicitFilterConfig(max_length=MAX_LENGTH, width=8, window_shift=0.05),
-    "implicit-features": ImplicitFilterConfig(max_length=MAX_LENGTH, width=8, inner_layers=0, train_features=True),
+    "implicit": ImplicitFilterConfig(max_length=MAX_LENGTH, width=8, window=FixedWindowConfig(shift=0.05)),
+    "implicit-features": ImplicitFilterConfig(
+        max_length=MAX_LENGTH, width=8, inner_layers=0, positions=BandsConfig(trained=True)
+    ),
     "complex-stable": ComplexModalFilterConfig(modes=3, timescales=(1.0, 200.0)),
     "complex-raw": ComplexModalFilterConfig(modes=3, poles="raw", timescales=(1.0, 200.0)),
     "complex-grouped": ComplexModalFilterConfig(modes=2, groups=4, timescales=(1.0, 200.0)),
     "real-stable": RealModalFilterConfig(modes=3, timescales=(1.0, 200.0)),
     "real-raw": RealModalFilterConfig(modes=3, poles="raw", timescales=(1.0, 200.0)),
     "real-grouped": RealModalFilterConfig(modes=4, groups=2, timescales=(1.0, 200.0)),
+    "implicit-sinusoidal": ImplicitFilterConfig(
+        max_length=MAX_LENGTH,
+        width=8,
+        positions=SinusoidalConfig(features=6),
+        activation=ReLUConfig(),
+        window=LearnedWindowConfig(shift=0.02),
+        groups=4,
+        output_bias=True,
+        bound=True,
+        normalise=True,
+    ),
 }
 ATTENTION: dict[str, AttentionConfig] = {
     "attention": AttentionConfig(num_heads=2),
@@ -52,6 +75,41 @@ ATTENTION: dict[str, AttentionConfig] = {
     "attention-no-rope": AttentionConfig(num_heads=2, num_kv_heads=1, rope=None),
     "attention-interpolated": AttentionConfig(num_heads=2, rope=RopeConfig(base=100.0, scale=3.0)),
     "attention-stored": AttentionConfig(num_heads=2, rope=RopeConfig(stored=True)),
+}
+
+
+_SCALAR = ImplicitFilterConfig(
+    max_length=MAX_LENGTH,
+    width=8,
+    inner_layers=1,
+    positions=ScalarConfig(),
+    activation=SineConfig(frequency=30.0, trained=False),
+    window=None,
+    output_bias=True,
+)
+OTHERS: dict[str, MixerConfig] = {
+    "order-n-shared": OrderNHyenaConfig(filter=FILTERS["implicit"], short_bias=True, projection_bias=True),
+    "order-n-paper": OrderNHyenaConfig(
+        filter=_SCALAR,
+        gate_first=False,
+        shared_filter=False,
+        short_before_projection=True,
+        short_bias=True,
+        projection_bias=True,
+        skip=False,
+    ),
+    "order-n-norms": OrderNHyenaConfig(
+        filter=ComplexModalFilterConfig(modes=2, timescales=(1.0, 200.0)),
+        convolutions=3,
+        gate_first=False,
+        short_taps=4,
+        branch_norm=LayerNormConfig(),
+        residual=0.1,
+    ),
+    "multi-head": MultiHeadHyenaConfig(num_heads=2, filter=FILTERS["implicit"], short_bias=True),
+    "multi-head-modal": MultiHeadHyenaConfig(num_heads=4, filter=FILTERS["real-stable"], skip=False),
+    "gated-conv": GatedConvConfig(taps=5, bias=False),
+    "gated-conv-edifice": GatedConvConfig(norm=LayerNormConfig(), activation="silu", pointwise=True),
 }
 
 
@@ -68,10 +126,10 @@ def _hyena(name: str, filter_: FilterConfig) -> HyenaConfig:
     )
 
 
-MIXERS: dict[str, MixerConfig] = {name: _hyena(name, config) for name, config in FILTERS.items()} | ATTENTION
+MIXERS: dict[str, MixerConfig] = {name: _hyena(name, config) for name, config in FILTERS.items()} | ATTENTION | OTHERS
 STRIPE = tuple(MIXERS[name] for name in ("complex-stable", "attention-gqa", "implicit", "explicit-grouped", "real-raw"))
 KINDS = (*MIXERS, "stripe")
-ONLINE = ("explicit-fft", "implicit", "implicit-features")
+ONLINE = ("explicit-fft", "implicit", "implicit-features", "implicit-sinusoidal", "order-n-shared", "multi-head")
 MODAL = tuple(name for name in KINDS if name.startswith(("complex", "real")))
 
 

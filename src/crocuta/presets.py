@@ -22,6 +22,7 @@ from crocuta.config import (
     DecayConfig,
     ExplicitFilterConfig,
     FilterConfig,
+    FixedWindowConfig,
     GatedMLPConfig,
     HyenaConfig,
     ImplicitFilterConfig,
@@ -93,7 +94,7 @@ def _stripes(
 
 def _hyenadna(*, hidden_size: int, num_layers: int, max_length: int) -> ModelConfig:
     """HyenaDNA (hg38 configurations; shift 0.05 as in its standalone file and its Hugging Face port)."""
-    implicit = ImplicitFilterConfig(max_length=max_length, window_shift=0.05)
+    implicit = ImplicitFilterConfig(max_length=max_length, window=FixedWindowConfig(shift=0.05))
     mixer = HyenaConfig(filter=implicit, short_bias=True, projection_bias=True)
     block = BlockConfig(mixer=mixer, mlp=PlainMLPConfig(intermediate_size=4 * hidden_size), norm=LayerNormConfig())
     return ModelConfig(

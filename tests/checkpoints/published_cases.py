@@ -15,7 +15,13 @@ from crocuta.checkpoints.families import evo2_layout, hyenadna, stripedhyena
 from crocuta.checkpoints.files import TensorInfo
 from crocuta.checkpoints.keymap import KeyMap
 from crocuta.checkpoints.settings import Settings
-from crocuta.config import GatedMLPConfig, HyenaConfig, ImplicitFilterConfig, ModelConfig
+from crocuta.config import (
+    BandsConfig,
+    GatedMLPConfig,
+    HyenaConfig,
+    ImplicitFilterConfig,
+    ModelConfig,
+)
 from crocuta.model.build import build_model
 from crocuta.presets import preset
 
@@ -72,7 +78,7 @@ def with_units(config: ModelConfig, units: int) -> ModelConfig:
 def with_trained_features(config: ModelConfig) -> ModelConfig:
     def change(mixer: HyenaConfig) -> HyenaConfig:
         assert isinstance(mixer.filter, ImplicitFilterConfig)
-        return dataclasses.replace(mixer, filter=dataclasses.replace(mixer.filter, train_features=True))
+        return dataclasses.replace(mixer, filter=dataclasses.replace(mixer.filter, positions=BandsConfig(trained=True)))
 
     return with_mixers(config, change)
 

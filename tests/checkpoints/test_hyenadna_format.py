@@ -65,14 +65,14 @@ def test_frequencies_that_are_not_shared_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_features_are_those_of_the_formula_or_else_of_the_file(name, tmp_path):
-    assert not any(filter_.train_features for filter_ in filters(load(GOLDEN / name)[0]))
+    assert not any(filter_.positions.trained for filter_ in filters(load(GOLDEN / name)[0]))
 
     def trained(tensors):
         key = next(key for key in tensors if key.endswith("layers.1.mixer.filter_fn.pos_emb.z"))
         tensors[key] = tensors[key] + 0.01
 
     model, _ = load(rewrite(name, tmp_path / "z", trained))
-    assert [filter_.train_features for filter_ in filters(model)] == [False, True]
+    assert [filter_.positions.trained for filter_ in filters(model)] == [False, True]
     assert distance(model, name) > 2e-4
 
     def without(tensors):

@@ -196,7 +196,7 @@ def read_hyenadna(name: str, layout: str, changed: dict[str, Callable[[Tensor], 
 
 def trained(config: ModelConfig) -> list[bool]:
     filters = [block.mixer.filter for block in config.blocks if isinstance(block.mixer, HyenaConfig)]
-    return [filter_.train_features for filter_ in filters if isinstance(filter_, ImplicitFilterConfig)]
+    return [filter_.positions.trained for filter_ in filters if isinstance(filter_, ImplicitFilterConfig)]
 
 
 @pytest.mark.parametrize("layout", ["ckpt", "checkpointed", "hf"])

@@ -10,7 +10,11 @@ import torch
 
 from crocuta.checkpoints.load import load
 from crocuta.checkpoints.native import save
-from crocuta.config import ComplexModalFilterConfig, ImplicitFilterConfig
+from crocuta.config import (
+    ComplexModalFilterConfig,
+    ImplicitFilterConfig,
+    SineConfig,
+)
 from crocuta.model.build import build_model
 from crocuta.presets import striped
 from crocuta.tokenizers.bytes import ByteTokenizer
@@ -22,7 +26,7 @@ TEXT = b"call me ishmael\nsome years ago, never mind how long precisely\n"
 def hyena(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers with implicit filters: smooth ones, and some that no few modes make."""
     folder = tmp_path_factory.mktemp("hyena") / "model"
-    filters = ImplicitFilterConfig(max_length=128, width=8, frequency=1.0)
+    filters = ImplicitFilterConfig(max_length=128, width=8, activation=SineConfig(frequency=1.0))
     config = striped(vocab_size=256, hidden_size=8, num_layers=2, num_heads=2, filter=filters)
     model = build_model(config, seed=1)
     with torch.no_grad():

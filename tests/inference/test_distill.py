@@ -21,6 +21,7 @@ from crocuta.config import (
     HyenaConfig,
     ImplicitFilterConfig,
     ModelConfig,
+    SineConfig,
 )
 from crocuta.errors import InputError, NonFiniteError
 from crocuta.inference.distill import distill, fit_layers, judge
@@ -34,7 +35,7 @@ from crocuta.model.lm import Model
 from crocuta.ops.modal import modal_taps
 
 LENGTH = 96
-IMPLICIT = ImplicitFilterConfig(max_length=LENGTH, width=3, inner_layers=0, frequency=4.0)
+IMPLICIT = ImplicitFilterConfig(max_length=LENGTH, width=3, inner_layers=0, activation=SineConfig(frequency=4.0))
 EXPLICIT = ExplicitFilterConfig(taps=600, groups=4)
 
 
@@ -65,7 +66,7 @@ def modal_model(*filters: FilterConfig | None, skip: bool = True, seed: int = 0)
 
 def hard_model() -> Model:
     """Layer 0: modal taps; layer 1: attention; layer 2: an implicit filter that no eight modes make."""
-    hard = ImplicitFilterConfig(max_length=LENGTH, width=16, frequency=30.0)
+    hard = ImplicitFilterConfig(max_length=LENGTH, width=16, activation=SineConfig(frequency=30.0))
     return modal_model(EXPLICIT, None, hard)
 
 
@@ -213,7 +214,7 @@ def test_the_configuration_says_what_was_done() -> None:
 
 
 def test_a_shorter_horizon_is_easier_and_says_so() -> None:
-    model = modal_model(ImplicitFilterConfig(max_length=LENGTH, width=16, frequency=10.0))
+    model = modal_model(ImplicitFilterConfig(max_length=LENGTH, width=16, activation=SineConfig(frequency=10.0)))
     whole, part = (distill(model, modes=6, max_error=9, horizon=h)[1].layers[0] for h in (None, 12))
     assert part.horizon == 12
     assert part.error.median() < 0.5 * whole.error.median()

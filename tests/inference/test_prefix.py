@@ -177,7 +177,7 @@ def test_a_generation_in_turns_is_the_one_that_was_never_interrupted(kind, sampl
 @pytest.mark.parametrize("tokens", [1, 100, 129, 300, 511])
 def test_long_filters_go_on_from_prefixes_of_any_length(tokens):
     """Implicit filters far longer than the text: their states know of outputs to come, and grow twice."""
-    mixer = HyenaConfig(filter=ImplicitFilterConfig(max_length=2_048, width=8, window_shift=0.05))
+    mixer = HyenaConfig(filter=ImplicitFilterConfig(max_length=2_048, width=8))
     config = ModelConfig(vocab_size=16, hidden_size=8, blocks=(BlockConfig(mixer=mixer, mlp=None),) * 2)
     model = loud(build_model(config, seed=1), 1).to(torch.float64).eval()
     prompt = random_ids(tokens, seed=2)

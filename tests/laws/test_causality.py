@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import KINDS, random_ids, tiny_model
 
-from crocuta.model import filters
+from crocuta.model.filters import explicit, implicit
 from crocuta.model.lm import Model
 
 LENGTH = 70
@@ -36,12 +36,13 @@ def test_no_logits_before_a_changed_token_change(kind):
 def test_a_circular_convolution_is_found_out(kind, monkeypatch):
     """The control: a transform that is too short wraps the end of a sequence around to its start."""
 
-    def circular(u, taps, skip=None, history=None, spectrum=None):
+    def circular(u, taps, skip=None, spectrum=None):
         length = u.shape[1]
         kernel = torch.fft.rfft(taps[:, :length], n=length).repeat_interleave(u.shape[2] // len(taps), 0)
         y = torch.fft.irfft(torch.fft.rfft(u, dim=1) * kernel.t(), n=length, dim=1)
         return y if skip is None else y + skip * u
 
-    monkeypatch.setattr(filters, "fft_convolution", circular)
+    for module in (explicit, implicit):
+        monkeypatch.setattr(module, "fft_convolution", circular)
     before, _ = leak(tiny_model(kind, torch.float64, seed=1))
     assert before > 1e-3

@@ -19,11 +19,13 @@ from tiny_models import loud
 
 from crocuta.config import (
     AttentionConfig,
+    BandsConfig,
     BlockConfig,
     ComplexModalFilterConfig,
     DecayConfig,
     ExplicitFilterConfig,
     FilterConfig,
+    FixedWindowConfig,
     GatedMLPConfig,
     HyenaConfig,
     ImplicitFilterConfig,
@@ -67,9 +69,8 @@ def random_filter(draw: random.Random, channels: int) -> FilterConfig:
                 max_length=LIMIT,
                 width=draw.choice([4, 8]),
                 inner_layers=draw.randint(0, 2),
-                features=draw.choice([3, 5]),
-                window_shift=draw.choice([0.0, 0.05]),
-                train_features=draw.random() < 0.3,
+                positions=BandsConfig(features=draw.choice([3, 5]), trained=draw.random() < 0.3),
+                window=FixedWindowConfig(shift=draw.choice([0.0, 0.05])),
             )
         case "complex":
             return ComplexModalFilterConfig(modes=draw.randint(1, 4), groups=groups, poles=poles, timescales=timescales)

@@ -19,7 +19,7 @@ from crocuta.config import (
     RealModalFilterConfig,
 )
 from crocuta.errors import InputError
-from crocuta.model import count
+from crocuta.model import count, flops
 from crocuta.model.build import build_model
 from crocuta.ops.modal import BLOCK
 from crocuta.presets import PRESETS, preset
@@ -112,40 +112,40 @@ def dense(mixer_weights: int, mlp_weights: int = 0) -> int:
 
 def test_one_token_by_hand() -> None:
     fir = 2 * 24  # the short filter, one input there
-    assert count.decode_flops(one_block(ATTENTION), 1) == dense(8 * 16 + 64) + 4 * 8
-    assert count.decode_flops(one_block(ATTENTION, mlp=MLP), 9) == dense(8 * 16 + 64, 480) + 4 * 8 * 9
+    assert flops.decode_flops(one_block(ATTENTION), 1) == dense(8 * 16 + 64) + 4 * 8
+    assert flops.decode_flops(one_block(ATTENTION, mlp=MLP), 9) == dense(8 * 16 + 64, 480) + 4 * 8 * 9
     plain = PlainMLPConfig(intermediate_size=20)
-    assert count.decode_flops(one_block(SHORT, mlp=plain), 1) == dense(256, 320) + fir + 2 * 8
-    assert count.decode_flops(one_block(SHORT), 50) == dense(256) + 3 * fir + 5 * 2 * 8
-    assert count.decode_flops(one_block(COMPLEX), 50) == dense(256) + 3 * fir + 8 * 3 * 12
-    assert count.decode_flops(one_block(REAL), 50) == dense(256) + 3 * fir + 8 * 3 * 4
-    assert count.decode_flops(one_block(IMPLICIT), 50) == dense(256) + 3 * fir + 8 * 64  # half a block, twice
+    assert flops.decode_flops(one_block(SHORT, mlp=plain), 1) == dense(256, 320) + fir + 2 * 8
+    assert flops.decode_flops(one_block(SHORT), 50) == dense(256) + 3 * fir + 5 * 2 * 8
+    assert flops.decode_flops(one_block(COMPLEX), 50) == dense(256) + 3 * fir + 8 * 3 * 12
+    assert flops.decode_flops(one_block(REAL), 50) == dense(256) + 3 * fir + 8 * 3 * 4
+    assert flops.decode_flops(one_block(IMPLICIT), 50) == dense(256) + 3 * fir + 8 * 64  # half a block, twice
     tiles = sum(5 * math.log2(2 * size) + 3 for size in (64, 128, 256))
-    assert count.decode_flops(one_block(IMPLICIT), 300) == dense(256) + 3 * fir + 8 * (64 + tiles)
+    assert flops.decode_flops(one_block(IMPLICIT), 300) == dense(256) + 3 * fir + 8 * (64 + tiles)
 
 
 def test_a_sequence_by_hand() -> None:
     l = 2 * BLOCK + 3
     short = 2 * 24 * (3 * l - 3)  # 1 + 2 + 3 + 3 + ...
-    assert count.forward_flops(one_block(ATTENTION), l) == l * dense(192) + 2 * 8 * l * (l + 1)
-    assert count.forward_flops(one_block(SHORT), l) == l * dense(256) + short + 2 * 8 * (5 * l - 10)
+    assert flops.forward_flops(one_block(ATTENTION), l) == l * dense(192) + 2 * 8 * l * (l + 1)
+    assert flops.forward_flops(one_block(SHORT), l) == l * dense(256) + short + 2 * 8 * (5 * l - 10)
     inside = 2 * BLOCK * (BLOCK + 1) + 3 * 4
-    assert count.forward_flops(one_block(REAL), l) == l * dense(256) + short + 8 * (inside + 4 * 3 * l + 2 * 3 * 3)
+    assert flops.forward_flops(one_block(REAL), l) == l * dense(256) + short + 8 * (inside + 4 * 3 * l + 2 * 3 * 3)
     modal = 8 * (inside + 4 * 6 * l + 8 * 3 * 3)
-    assert count.forward_flops(one_block(COMPLEX), l) == l * dense(256) + short + modal
-    assert count.training_flops(one_block(COMPLEX), l) == 3 * count.forward_flops(one_block(COMPLEX), l)
+    assert flops.forward_flops(one_block(COMPLEX), l) == l * dense(256) + short + modal
+    assert flops.training_flops(one_block(COMPLEX), l) == 3 * flops.forward_flops(one_block(COMPLEX), l)
 
 
 def test_an_implicit_filter_by_hand() -> None:
     l, f = 32, 64  # 64 is the shortest good length >= 63
     fft = 8 * (5 * f * math.log2(f) + 3 * f)
-    assert count.forward_flops(one_block(IMPLICIT), l) == l * dense(256) + 2 * 24 * (3 * l - 3) + fft
+    assert flops.forward_flops(one_block(IMPLICIT), l) == l * dense(256) + 2 * 24 * (3 * l - 3) + fft
 
 
 def test_long_taps_go_by_fft() -> None:
     config = one_block(HyenaConfig(filter=ExplicitFilterConfig(taps=600)))
     l, f = 1000, 1600
-    assert count.forward_flops(config, l) == pytest.approx(
+    assert flops.forward_flops(config, l) == pytest.approx(
         l * dense(256) + 2 * 24 * (3 * l - 3) + 8 * (5 * f * math.log2(f) + 3 * f)
     )
 
@@ -154,10 +154,10 @@ def test_long_taps_go_by_fft() -> None:
 def test_decoding_a_sequence_costs_what_its_tokens_do(mixer) -> None:
     """Where decoding and the whole pass do the same work, their counts agree; else decoding is dearer or alike."""
     config, l = one_block(mixer, mlp=MLP), 100
-    steps = sum(count.decode_flops(config, t) for t in range(1, l + 1))
+    steps = sum(flops.decode_flops(config, t) for t in range(1, l + 1))
     if mixer in (ATTENTION, SHORT):
-        assert steps == count.forward_flops(config, l)
-    assert steps == pytest.approx(count.forward_flops(config, l), rel=0.5)
+        assert steps == flops.forward_flops(config, l)
+    assert steps == pytest.approx(flops.forward_flops(config, l), rel=0.5)
 
 
 @pytest.mark.parametrize("name", ["tiny-modal", "tiny-modal-real", "tiny-explicit"])
@@ -167,15 +167,15 @@ def test_torch_counts_as_many_matrix_products(name: str) -> None:
     model = build_model(config)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, l, dtype=torch.int64))
-    ours = count.forward_flops(config, l)
+    ours = flops.forward_flops(config, l)
     assert 0.85 < ours / counter.get_total_flops() < 1
 
 
 def test_kernel_cases_are_those_of_the_filters() -> None:
-    cases = count.kernel_cases(preset("tiny-evo2"), 30)
+    cases = flops.kernel_cases(preset("tiny-evo2"), 30)
     assert [(case.op, case.length, case.taps) for case in cases] == [("fir", 30, 7), ("fir", 30, 128), ("modal", 30, 0)]
-    assert [case.op for case in count.kernel_cases(preset("tiny-hyenadna"), 1)] == ["long_convolution"]
-    assert count.kernel_cases(one_block(ATTENTION), 1) == []
+    assert [case.op for case in flops.kernel_cases(preset("tiny-hyenadna"), 1)] == ["long_convolution"]
+    assert flops.kernel_cases(one_block(ATTENTION), 1) == []
 
 
 def test_an_impossible_length_is_an_error() -> None:

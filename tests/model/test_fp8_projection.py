@@ -19,7 +19,7 @@ from crocuta.config import (
     ModelConfig,
     RealModalFilterConfig,
 )
-from crocuta.model import count, fp8
+from crocuta.model import count, flops, fp8
 from crocuta.model.build import build_model
 from crocuta.model.fp8 import FP8Linear
 from crocuta.model.hyena import HyenaMixer, project
@@ -247,16 +247,16 @@ def test_bytes_and_parameters(dtype):
     assert count.weight_bytes(config, dtype) == count.weight_bytes(plain, dtype) + 2 * 2 * 4
     held = build_model(config, dtype=dtype).state_dict().values()
     assert count.weight_bytes(config, dtype) == sum(tensor.nbytes for tensor in held)
-    assert count.decode_flops(config, 9) == count.decode_flops(plain, 9)
+    assert flops.decode_flops(config, 9) == flops.decode_flops(plain, 9)
 
 
 def test_inspection_names_the_kernel():
     config = fp8_config()
-    (case,) = [case for case in count.kernel_cases(config, 5) if case.op == "fp8_linear"]
+    (case,) = [case for case in flops.kernel_cases(config, 5) if case.op == "fp8_linear"]
     assert (case.length, case.sizes) == (5, (3 * WIDTH, WIDTH))
     assert choose(case).name in ("scaled_mm", "dequantised")
     assert len(reasons(case)) == 2
-    assert not [case for case in count.kernel_cases(fp8_config(fp8_projection=False), 5) if case.op == "fp8_linear"]
+    assert not [case for case in flops.kernel_cases(fp8_config(fp8_projection=False), 5) if case.op == "fp8_linear"]
     assert count.describe_mixer(config.blocks[0].mixer) == "hyena, 7 taps, FP8 projection"
 
 

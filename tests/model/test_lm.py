@@ -214,7 +214,7 @@ def test_exactly_as_many_tokens_as_there_is_room_for(kind):
 @torch.no_grad()
 def test_another_number_of_rows():
     model = tiny_model("stripe")
-    with pytest.raises(StateError, match=r"another number of rows than the ids: got ids with 3 rows; expected 2 rows"):
+    with pytest.raises(StateError, match=r"another number of rows than the input: got 3 rows; expected 2 rows"):
         model.extend(random_ids(3, 4), model.init_state(2, 10))
 
 

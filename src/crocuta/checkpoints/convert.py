@@ -31,7 +31,14 @@ from crocuta.checkpoints.families.stripedhyena import HF_PREFIX, Layout1
 from crocuta.checkpoints.files import write_tensors
 from crocuta.checkpoints.keymap import KeyMap
 from crocuta.checkpoints.load import load, load_stored
-from crocuta.config import AttentionConfig, ImplicitFilterConfig, ModelConfig, RopeConfig
+from crocuta.config import (
+    AttentionConfig,
+    BandsConfig,
+    FixedWindowConfig,
+    ImplicitFilterConfig,
+    ModelConfig,
+    RopeConfig,
+)
 from crocuta.errors import CheckpointError, ConfigError, InputError, MissingExtraError
 from crocuta.model.filters import positional_features, window_rates
 from crocuta.model.lm import Model
@@ -219,10 +226,12 @@ def _hyenadna(config: ModelConfig) -> Export:
         assert isinstance(filter_, ImplicitFilterConfig)
         start, like = f"hyena.backbone.layers.{index}.mixer.filter_fn.", torch.empty(0)
         features = positional_features(filter_, filter_.max_length, like)
-        if not filter_.train_features:
+        assert isinstance(filter_.positions, BandsConfig)
+        assert isinstance(filter_.window, FixedWindowConfig)
+        if not filter_.positions.trained:
             computed[f"{start}pos_emb.z"] = features[None].contiguous()
         computed[f"{start}pos_emb.t"] = features[None, :, :1].contiguous()
-        computed[f"{start}modulation.deltas"] = -window_rates(filter_, config.hidden_size, like)[None, None]
+        computed[f"{start}modulation.deltas"] = -window_rates(filter_.window, config.hidden_size, like)[None, None]
     return Export(settings, keys, computed, _write_hugging_face)
 
 

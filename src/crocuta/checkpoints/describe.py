@@ -14,6 +14,7 @@ from crocuta.checkpoints.families import evo2_layout, hyenadna, stripedhyena
 from crocuta.checkpoints.settings import Settings
 from crocuta.config import (
     AttentionConfig,
+    BandsConfig,
     ComplexModalFilterConfig,
     ExplicitFilterConfig,
     GatedMLPConfig,
@@ -26,6 +27,7 @@ from crocuta.config import (
     RealModalFilterConfig,
     RMSNormConfig,
     RopeConfig,
+    SineConfig,
 )
 from crocuta.errors import ConfigError
 
@@ -52,7 +54,7 @@ _INERT: Final[Mapping[str, Any]] = {
 }
 """What the published code of StripedHyena asks for and no output depends on."""
 
-_TRAINING: Final = ("timescales", "dropout", "embedding_dropout", "window_target", "train_features")
+_TRAINING: Final = ("timescales", "dropout", "embedding_dropout")
 """Fields of ours that decide nothing in a trained model, or nothing that a description holds."""
 
 
@@ -114,6 +116,8 @@ def hyenadna_settings(config: ModelConfig) -> Values:
     hyena = _first(config, target, ImplicitFilterConfig)
     block, filter_ = config.blocks[0], hyena.filter
     assert isinstance(filter_, ImplicitFilterConfig)
+    if not isinstance(filter_.positions, BandsConfig) or not isinstance(filter_.activation, SineConfig):
+        raise ConfigError(f"this model cannot be {target}", expected="filters of bands and sines")
     if not isinstance(block.mlp, PlainMLPConfig) or not isinstance(block.norm, LayerNormConfig):
         raise ConfigError(f"this model cannot be {target}", expected="plain MLPs and LayerNorm")
     values: Values = {
@@ -125,10 +129,10 @@ def hyenadna_settings(config: ModelConfig) -> Values:
         "d_inner": block.mlp.intermediate_size,
         "n_layer": len(config.blocks),
         "max_seq_len": filter_.max_length,
-        "emb_dim": filter_.features,
+        "emb_dim": filter_.positions.features,
         "filter_order": filter_.width,
         "num_inner_mlps": filter_.inner_layers,
-        "activation_freq": filter_.frequency,
+        "activation_freq": filter_.activation.frequency,
         "short_filter_order": hyena.short_taps,
         "hyena_order": 2,
         "use_bias": True,
@@ -231,8 +235,13 @@ def _normal(config: ModelConfig) -> ModelConfig:
     def mixer(mixer: MixerConfig) -> MixerConfig:
         if isinstance(mixer, AttentionConfig):
             return dataclasses.replace(mixer, num_kv_heads=_kv(mixer))
-        if isinstance(mixer.filter, ImplicitFilterConfig):
+        if not isinstance(mixer, HyenaConfig):
             return mixer
+        if isinstance(mixer.filter, ImplicitFilterConfig):
+            if not isinstance(mixer.filter.positions, BandsConfig):
+                return mixer
+            formula = dataclasses.replace(mixer.filter.positions, trained=False)  # a port's file holds both
+            return dataclasses.replace(mixer, filter=dataclasses.replace(mixer.filter, positions=formula))
         groups = mixer.filter.groups or config.hidden_size
         return dataclasses.replace(mixer, filter=dataclasses.replace(mixer.filter, groups=groups))
 

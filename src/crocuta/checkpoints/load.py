@@ -21,7 +21,7 @@ from crocuta.checkpoints.settings import find_yaml, read_settings
 from crocuta.config import ModelConfig
 from crocuta.errors import ConfigError, CrocutaWarning, InputError, WeightsFormatError
 from crocuta.model.build import build_model
-from crocuta.model.filters import ModalFilter
+from crocuta.model.filters import Filter, ModalFilter
 from crocuta.model.linear import Embedding, Linear
 from crocuta.model.lm import Model
 from crocuta.published import nearest_published
@@ -238,10 +238,11 @@ def _common_dtypes(model: Model, key_map: KeyMap, tensors: TensorSource) -> dict
     stored, and may.
     """
     stored = {entry.ours: tensors.infos[entry.theirs].dtype for entry in key_map.entries}
+    in_filters = {module for filter_ in model.modules() if isinstance(filter_, Filter) for module in filter_.modules()}
     plain = {
         f"{name}.{key}"
         for name, module in model.named_modules()
-        if isinstance(module, Linear | Embedding) and ".filter." not in f".{name}."
+        if isinstance(module, Linear | Embedding) and module not in in_filters
         for key, _ in module.named_parameters(recurse=False)
     }
     return {name: stored["embedding.weight"] for name in plain & stored.keys()}

@@ -99,7 +99,7 @@ def describe(config: ModelConfig, lengths: list[int]) -> dict[str, Any]:
 
     import torch
 
-    from crocuta.model import count
+    from crocuta.model import count, flops
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     parts = count.parameters(config)
@@ -111,10 +111,10 @@ def describe(config: ModelConfig, lengths: list[int]) -> dict[str, Any]:
         "lengths": [
             {
                 "length": length,
-                "forward_flops": count.forward_flops(config, length),
-                "training_flops_per_token": count.training_flops(config, length) / length,
-                "prefill_flops_per_token": count.forward_flops(config, length) / length,
-                "decode_flops_per_token": count.decode_flops(config, length),
+                "forward_flops": flops.forward_flops(config, length),
+                "training_flops_per_token": flops.training_flops(config, length) / length,
+                "prefill_flops_per_token": flops.forward_flops(config, length) / length,
+                "decode_flops_per_token": flops.decode_flops(config, length),
                 "state_bytes": {name: count.state_bytes(config, length, dtype) for name, dtype in dtypes.items()},
             }
             for length in lengths
@@ -125,7 +125,7 @@ def describe(config: ModelConfig, lengths: list[int]) -> dict[str, Any]:
 
 
 def _kernels(config: ModelConfig, length: int) -> list[dict[str, Any]]:
-    from crocuta.model.count import kernel_cases
+    from crocuta.model.flops import kernel_cases
     from crocuta.ops.dispatch import choose, reasons
 
     return [

@@ -9,10 +9,10 @@ from torch import Tensor
 from crocuta.config import AttentionConfig, Precision, RopeConfig
 from crocuta.errors import StateError
 from crocuta.model.linear import Linear
-from crocuta.model.mixer import Mixer
+from crocuta.model.mixer import Mixer, looks_ahead
 from crocuta.model.precision import Float32Module
 from crocuta.model.state import AttentionState, State, check_room
-from crocuta.ops.attention import causal_attention
+from crocuta.ops.attention import causal_attention, full_attention
 from crocuta.ops.rope import inverse_frequencies, rotate, rotation
 from crocuta.types import Hidden
 
@@ -22,6 +22,7 @@ class AttentionMixer(Mixer):
 
     def __init__(self, config: AttentionConfig, channels: int, precision: Precision = "exact") -> None:
         super().__init__()
+        self.causal = config.causal
         self.heads = config.num_heads
         self.kv_heads = config.num_kv_heads or config.num_heads
         self.head_size = channels // config.num_heads
@@ -29,13 +30,17 @@ class AttentionMixer(Mixer):
         self.rope = None if config.rope is None else Rope(config.rope, self.head_size, precision)
         self.output = Linear(channels, channels, bias=config.output_bias)
 
-    def forward(self, x: Hidden) -> Hidden:
+    def forward(self, x: Hidden, lengths: Tensor | None = None) -> Hidden:
         q, k, v = self._heads(x, torch.zeros(len(x), dtype=torch.int64))
+        if not self.causal:
+            return self.output(full_attention(q, k, v, lengths).flatten(2))
         return self.output(causal_attention(q, k, v, None).flatten(2))
 
     def init_state(
         self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype
     ) -> AttentionState:
+        if not self.causal:
+            raise looks_ahead()
         if max_length is None:
             raise StateError(
                 "an attention layer needs to know how many tokens to make room for",

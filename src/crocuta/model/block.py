@@ -8,19 +8,27 @@ from torch import Tensor, nn
 
 from crocuta.config import (
     AttentionConfig,
+    BidirectionalHyenaConfig,
     BlockConfig,
+    GatedConvConfig,
     GatedMLPConfig,
     HyenaConfig,
     MixerConfig,
     MLPConfig,
+    MultiHeadHyenaConfig,
+    OrderNHyenaConfig,
     PlainMLPConfig,
     Precision,
 )
 from crocuta.model.attention import AttentionMixer
+from crocuta.model.bidirectional import BidirectionalHyenaMixer
+from crocuta.model.gated_conv import GatedConvMixer
 from crocuta.model.hyena import HyenaMixer
 from crocuta.model.mixer import Mixer
 from crocuta.model.mlp import GatedMLP, PlainMLP
+from crocuta.model.multi_head import MultiHeadHyenaMixer
 from crocuta.model.norm import build_norm
+from crocuta.model.order_n import OrderNHyenaMixer
 from crocuta.model.state import State
 from crocuta.types import Hidden
 
@@ -36,8 +44,8 @@ class Block(nn.Module):
         self.post_norm = None if config.mlp is None else build_norm(config.norm, channels, precision)
         self.mlp = None if config.mlp is None else build_mlp(config.mlp, channels)
 
-    def forward(self, x: Hidden) -> Hidden:
-        return self._residual(x, self.mixer(self.pre_norm(x)))
+    def forward(self, x: Hidden, lengths: Tensor | None = None) -> Hidden:
+        return self._residual(x, self.mixer(self.pre_norm(x), lengths))
 
     def init_state(self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype) -> State:
         return self.mixer.init_state(batch, max_length, device=device, dtype=dtype)
@@ -57,6 +65,14 @@ def build_mixer(config: MixerConfig, channels: int, precision: Precision) -> Mix
     match config:
         case HyenaConfig():
             return HyenaMixer(config, channels, precision)
+        case OrderNHyenaConfig():
+            return OrderNHyenaMixer(config, channels, precision)
+        case MultiHeadHyenaConfig():
+            return MultiHeadHyenaMixer(config, channels)
+        case BidirectionalHyenaConfig():
+            return BidirectionalHyenaMixer(config, channels)
+        case GatedConvConfig():
+            return GatedConvMixer(config, channels, precision)
         case AttentionConfig():
             return AttentionMixer(config, channels, precision)
 

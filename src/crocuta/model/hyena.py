@@ -18,7 +18,7 @@ from crocuta.config import (
     Precision,
     RealModalFilterConfig,
 )
-from crocuta.model.filters import ExplicitFilter, Filter, ImplicitFilter, ModalFilter
+from crocuta.model.filters import build_filter
 from crocuta.model.fp8 import FP8Linear
 from crocuta.model.linear import Linear
 from crocuta.model.mixer import Mixer
@@ -49,7 +49,7 @@ class HyenaMixer(Mixer):
         self._with_skip = _skip_rule(config.filter, precision)
         self._unproject = unproject_stepwise if precision == "upstream" else unproject
 
-    def forward(self, x: Hidden) -> Hidden:
+    def forward(self, x: Hidden, lengths: Tensor | None = None) -> Hidden:
         x2, u = self._fir_gate(project(x, self.projection), self.short_taps, self.short_bias)
         return self._unproject(x2 * self._with_skip(self.filter.convolve, u, self.skip), self.output)
 
@@ -68,17 +68,6 @@ class HyenaMixer(Mixer):
             return self.filter.extend(u, skip, state.long, lengths)
 
         return self._unproject(x2 * self._with_skip(convolve, u, self.skip), self.output)
-
-
-def build_filter(config: FilterConfig, channels: int) -> Filter:
-    """The filter module of a configuration."""
-    match config:
-        case ExplicitFilterConfig():
-            return ExplicitFilter(config, channels)
-        case ImplicitFilterConfig():
-            return ImplicitFilter(config, channels)
-        case ComplexModalFilterConfig() | RealModalFilterConfig():
-            return ModalFilter(config, channels)
 
 
 def _skip_rule(config: FilterConfig, precision: Precision) -> Callable[[Convolve, Hidden, Tensor | None], Hidden]:

@@ -17,18 +17,24 @@ import math
 import torch
 from torch import nn
 
+from crocuta.config import SineConfig
 from crocuta.model.attention import AttentionMixer, Rope
-from crocuta.model.filters import ExplicitFilter, ImplicitFilter, ModalFilter
+from crocuta.model.backbone import Backbone
+from crocuta.model.bidirectional import BidirectionalHyenaMixer
+from crocuta.model.encoder import Encoder
+from crocuta.model.filters import ExplicitFilter, ImplicitFilter, ModalFilter, positional_features
 from crocuta.model.fp8 import FP8Linear
+from crocuta.model.gated_conv import GatedConvMixer
 from crocuta.model.hyena import HyenaMixer
-from crocuta.model.lm import Model
 from crocuta.model.mlp import GatedMLP, PlainMLP
+from crocuta.model.multi_head import MultiHeadHyenaMixer
 from crocuta.model.norm import LayerNorm, RMSNorm
+from crocuta.model.order_n import OrderNHyenaMixer
 from crocuta.ops.rope import inverse_frequencies
 
 
 @torch.no_grad()
-def initialise(model: Model, seed: int) -> None:
+def initialise(model: Backbone, seed: int) -> None:
     """Fill every parameter, as a function of the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     depth = math.sqrt(2 * max(1, len(model.blocks)))
@@ -46,16 +52,19 @@ def initialise(model: Model, seed: int) -> None:
 
 def _initialise(module: nn.Module, depth: float, generator: torch.Generator) -> None:
     match module:
-        case HyenaMixer():
-            bound = 1 / math.sqrt(module.config.short_taps)  # torch's default for a depthwise convolution
+        case HyenaMixer() | OrderNHyenaMixer() | MultiHeadHyenaMixer() | BidirectionalHyenaMixer() | GatedConvMixer():
+            bound = 1 / math.sqrt(module.short_taps.shape[1])  # torch's default for a depthwise convolution
             _uniform(module.short_taps, bound, generator)
             if module.short_bias is not None:
                 _uniform(module.short_bias, bound, generator)
-            if module.skip is not None:
+            if not isinstance(module, GatedConvMixer) and module.skip is not None:
                 _normal(module.skip, 1.0, generator)
             module.output.weight.div_(depth)
         case AttentionMixer():
             module.output.weight.div_(depth)
+        case Encoder():
+            if module.query is not None:
+                module.query.zero_()  # then the mean
         case GatedMLP() | PlainMLP():
             module.down.weight.div_(depth)
         case FP8Linear():
@@ -101,16 +110,18 @@ def _initialise_modal(filter_: ModalFilter, generator: torch.Generator) -> None:
 
 
 def _initialise_implicit(filter_: ImplicitFilter, generator: torch.Generator) -> None:
-    for linear in [*filter_.layers, filter_.output]:
+    for linear in [*(filter_.layers or ()), filter_.output]:
         assert isinstance(linear, nn.Linear)
         bound = 1 / math.sqrt(linear.in_features)
         _uniform(linear.weight, bound, generator)
         if linear.bias is not None:
             _uniform(linear.bias, bound, generator)
-    filter_.frequency.fill_(filter_.config.frequency)
+    if filter_.frequency is not None:
+        assert isinstance(filter_.config.activation, SineConfig)
+        filter_.frequency.fill_(filter_.config.activation.frequency)
+    if filter_.log_rates is not None:
+        filter_.log_rates.copy_(filter_.first_rates().log())
     if filter_.features is not None:
-        from crocuta.model.filters import positional_features
-
         filter_.features.copy_(positional_features(filter_.config, filter_.config.max_length, filter_.features))
 
 

@@ -231,6 +231,14 @@ class HyenaState(State):
 
 
 @dataclass
+class HyenaStates(State):
+    """The short filter's inputs and the state of each long filter."""
+
+    short: FIRState
+    long: list[State]
+
+
+@dataclass
 class ModelState(State):
     """One state a block, and how many tokens each row has read (``lengths``, int64 on the CPU).
 

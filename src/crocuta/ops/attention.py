@@ -1,4 +1,4 @@
-"""Causal grouped-query attention, with the keys and values of earlier tokens.
+"""Grouped-query attention, causal with the keys and values of earlier tokens, or over whole sequences.
 
 One chunk of queries on a long past needs no mask: it sees all that came before it, and itself causally. Both are
 partial softmaxes, and two partial softmaxes o₁, o₂ with log-sum-exps a₁, a₂ of their scores make one:
@@ -64,6 +64,23 @@ def causal_attention(
     if l <= _FEW or k.shape[2] < first + l or _differentiated(q, k, v):
         return _masked(q, k.to(q.dtype), v.to(q.dtype), starts).transpose(1, 2)
     return _unmasked(q, k, v, first).transpose(1, 2)
+
+
+def full_attention(
+    q: Float[Tensor, "b l h c"],
+    k: Float[Tensor, "b l m c"],
+    v: Float[Tensor, "b l m c"],
+    lengths: Int[Tensor, " b"] | None = None,
+) -> Float[Tensor, "b l h c"]:
+    """softmax(q kᵀ / √c) v over all keys of a row, or its first ``lengths[row]``, which must be at least one.
+
+    Head groups and dtypes as in ``causal_attention``.
+    """
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    mask = None
+    if lengths is not None:
+        mask = (torch.arange(k.shape[2], device=q.device) < lengths.to(q.device)[:, None])[:, None, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
 
 
 def _differentiated(*tensors: Tensor) -> bool:

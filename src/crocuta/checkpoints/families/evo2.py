@@ -100,7 +100,7 @@ def _with_skips(path: Path, config: ModelConfig, source: TensorSource) -> ModelC
     found: list[int] = []
 
     def change(index: int, mixer: MixerConfig) -> MixerConfig:
-        if isinstance(mixer, AttentionConfig) or mixer.skip or f"blocks.{index}.filter.D" not in source.infos:
+        if not isinstance(mixer, HyenaConfig) or mixer.skip or f"blocks.{index}.filter.D" not in source.infos:
             return mixer
         found.append(index)
         return dataclasses.replace(mixer, skip=True)

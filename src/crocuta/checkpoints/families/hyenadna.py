@@ -23,15 +23,18 @@ from crocuta.checkpoints.settings import MAX_LAYERS, Settings, peek_settings, re
 from crocuta.checkpoints.sources import TorchSource, has_hugging_face_weights, open_hugging_face, state_dict_of
 from crocuta.checkpoints.torch_save.file import open_torch
 from crocuta.config import (
+    BandsConfig,
     BlockConfig,
+    FixedWindowConfig,
     HyenaConfig,
     ImplicitFilterConfig,
     LayerNormConfig,
     ModelConfig,
     PlainMLPConfig,
+    SineConfig,
 )
 from crocuta.errors import ConfigError, WeightsFormatError
-from crocuta.model.filters import positional_features, window_rates
+from crocuta.model.filters import feature_count, positional_features, window_rates
 from crocuta.tokenizers.dna import DNATokenizer
 
 NORM_EPS: Final = 1e-5
@@ -98,7 +101,7 @@ def key_map(config: ModelConfig, prefix: str) -> KeyMap:
         names = _BLOCK | _filter_names(_implicit(block))
         for ours, theirs in names.items():
             entries.append(Entry(f"blocks.{index}.{ours}", start + theirs, _LAYOUTS.get(ours, ())))
-        if not _implicit(block).train_features:  # then those of the file are those of the formula
+        if not _trained(_implicit(block)):  # then those of the file are those of the formula
             junk.append(re.escape(f"{start}mixer.filter_fn.pos_emb.z"))
         for layer in range(1, _implicit(block).inner_layers + 1):
             copies[f"{start}mixer.filter_fn.implicit_filter.{2 * layer + 1}.freq"] = (
@@ -113,6 +116,11 @@ def _implicit(block: BlockConfig) -> ImplicitFilterConfig:
     return block.mixer.filter
 
 
+def _trained(config: ImplicitFilterConfig) -> bool:
+    """Whether the positional features are a tensor of the checkpoint."""
+    return isinstance(config.positions, BandsConfig) and config.positions.trained
+
+
 def _filter_names(config: ImplicitFilterConfig) -> dict[str, str]:
     names = {}
     for layer in range(config.inner_layers + 1):
@@ -120,7 +128,7 @@ def _filter_names(config: ImplicitFilterConfig) -> dict[str, str]:
             names[f"mixer.filter.layers.{layer}.{part}"] = f"mixer.filter_fn.implicit_filter.{2 * layer}.{part}"
     last = 2 * (config.inner_layers + 1)
     names["mixer.filter.output.weight"] = f"mixer.filter_fn.implicit_filter.{last}.weight"
-    if config.train_features:
+    if _trained(config):
         names["mixer.filter.features"] = "mixer.filter_fn.pos_emb.z"
     return names
 
@@ -222,12 +230,11 @@ def _filter_config(layer: Settings, names: Mapping[str, str]) -> ImplicitFilterC
         max_length=layer.size(names["max_length"]),
         width=layer.size("filter_order", 64),
         inner_layers=inner,
-        features=layer.size("emb_dim", 3),
-        frequency=layer.number(names["frequency"], 1.0),
-        window_shift=0.0 if layer.values.get("shift") == 0 else layer.number("shift", WINDOW_SHIFT),
+        activation=SineConfig(frequency=layer.number(names["frequency"], 1.0)),
+        window=FixedWindowConfig(shift=0.0 if layer.values.get("shift") == 0 else layer.number("shift", WINDOW_SHIFT)),
     )
     try:
-        return config()
+        return config(positions=BandsConfig(features=layer.size("emb_dim", 3)))
     except ConfigError as error:
         raise ConfigError(f"{layer.path}: {error.what}", given=error.given, expected=error.expected) from error
 
@@ -254,14 +261,15 @@ def _with_stored_features(config: ModelConfig, prefix: str, source: TensorSource
         filter_ = _implicit(block)
         if name in source.infos and not _is_formula(filter_, source, name):
             assert isinstance(block.mixer, HyenaConfig)
-            filter_ = dataclasses.replace(filter_, train_features=True)
+            trained = BandsConfig(features=feature_count(filter_.positions), trained=True)
+            filter_ = dataclasses.replace(filter_, positions=trained)
             block = dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, filter=filter_))
         blocks.append(block)
     return dataclasses.replace(config, blocks=tuple(blocks))
 
 
 def _is_formula(config: ImplicitFilterConfig, source: TensorSource, name: str) -> bool:
-    if source.infos[name].shape != (1, config.max_length, config.features):
+    if source.infos[name].shape != (1, config.max_length, feature_count(config.positions)):
         return False  # reported with all other misfits
     stored = source.read(name)[0]
     return torch.equal(positional_features(config, config.max_length, torch.empty(0)), stored)
@@ -284,7 +292,9 @@ def _check_window(config: ModelConfig, prefix: str, source: TensorSource) -> Non
             given, wanted = list(source.infos[name].shape), [1, 1, config.hidden_size]
             raise WeightsFormatError(f"{name} is misshapen", given=given, expected=wanted, fix="is d_model right?")
         if name in source.infos:
-            expected = window_rates(_implicit(block), config.hidden_size, torch.empty(0, dtype=torch.float64))
+            window = _implicit(block).window
+            assert isinstance(window, FixedWindowConfig)
+            expected = window_rates(window, config.hidden_size, torch.empty(0, dtype=torch.float64))
             found = source.read(name).flatten().abs()
             tolerance = max(1e-4, torch.finfo(found.dtype).eps) if found.is_floating_point() else 0.0
             if not torch.allclose(found.double(), expected, rtol=tolerance, atol=0):

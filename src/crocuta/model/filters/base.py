@@ -1,0 +1,69 @@
+"""What every filter offers, and how those without a recurrence carry their past."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from crocuta.model.precision import Float32Module
+from crocuta.model.state import OnlineState, State, check_room
+from crocuta.ops.online_conv import BLOCK, OnlineTaps, online_convolution
+from crocuta.types import Hidden
+
+
+class Filter(Float32Module):
+    """A bank of filters over channels, convolved causally with u [b l d]; ``skip`` [d] adds D · u."""
+
+    def _weights(self) -> list[Tensor]:
+        """What taps, tables and spectra are derived from: all parameters. ``parameters()`` takes 20 µs a token."""
+        return [p for p in self._parameters.values() if p is not None]
+
+    @abstractmethod
+    def taps(self, length: int) -> Float[Tensor, "g k"]:
+        """The first taps of the kernel, at most ``length``; tap 0 multiplies the current input."""
+
+    @abstractmethod
+    def convolve(self, u: Hidden, skip: Tensor | None) -> Hidden:
+        """The whole convolution of sequences that start here."""
+
+    @abstractmethod
+    def init_state(self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype) -> State:
+        """The state before the first input."""
+
+    @abstractmethod
+    def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
+        """The convolution continued from ``state``, which is updated; inputs past ``lengths[row]`` are padding."""
+
+
+# --- filters without a recurrence ---
+
+
+def online_state(batch: int, channels: int, length: int, *, device: torch.device, dtype: torch.dtype) -> OnlineState:
+    """Empty buffers for ``length`` inputs a row, float32 or wider."""
+    wide = torch.promote_types(dtype, torch.float32)
+    long, near = (torch.zeros(batch, *s, device=device, dtype=wide) for s in ((channels, length), (BLOCK, channels)))
+    return OnlineState(long, near, torch.zeros(batch, dtype=torch.int64))
+
+
+def extend_online(
+    u: Hidden,
+    skip: Tensor | None,
+    make_taps: Callable[[], OnlineTaps],
+    state: OnlineState,
+    lengths: Tensor | None,
+    longest: int | None,
+) -> Hidden:
+    """``online_convolution`` on a state whose rows may reach ``longest`` inputs."""
+    starts, counts = state.lengths.tolist(), None if lengths is None else lengths.tolist()
+    if longest is not None and max(starts) + u.shape[1] > longest:
+        check_room(state.lengths, u.shape[1] if lengths is None else lengths.cpu(), longest, "filter's")
+    if state.taps is None or starts[0] % BLOCK == 0 or torch.is_grad_enabled():
+        state.taps = make_taps()  # asking whether parameters have changed takes longer than a token's arithmetic
+    skip = skip if skip is None or skip.dtype == u.dtype else skip.to(u.dtype)
+    y = online_convolution(u, state.taps, state.buffers, starts, counts, skip)
+    state.lengths.add_(u.shape[1] if lengths is None else lengths.cpu())
+    return y
