@@ -66,7 +66,7 @@ def gated(model: ModelConfig, layer: int) -> GatedMLPConfig:
 
 
 def test_the_names_are_the_published_ones_and_tiny_ones() -> None:
-    assert set(PRESETS) == {*HYENADNA, *EVO2, *SH1, *TINY}
+    assert set(PRESETS) == {*HYENADNA, *EVO2, *SH1, *TINY, "deep-dive-hyena"}
     wanted = ("modal", "modal-real", "implicit", "explicit", "striped", "evo2")
     assert {f"tiny-{kind}" for kind in wanted} <= TINY
 

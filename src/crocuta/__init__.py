@@ -20,9 +20,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from crocuta.checkpoints.convert import convert
-    from crocuta.checkpoints.load import load
+    from crocuta.checkpoints.load import load, load_encoder
     from crocuta.checkpoints.native import save
-    from crocuta.config import ModelConfig
+    from crocuta.config import EncoderConfig, ModelConfig
     from crocuta.errors import CrocutaError
     from crocuta.inference.continuations import score_continuations
     from crocuta.inference.distill import distill
@@ -32,18 +32,21 @@ if TYPE_CHECKING:
     from crocuta.inference.sampling import SamplingConfig
     from crocuta.inference.score import Score, score
     from crocuta.inference.variants import Variant, VariantScore, score_variants
-    from crocuta.model.build import build_model
+    from crocuta.model.build import build_block, build_encoder, build_model, encoder_from
     from crocuta.model.chunks import hidden_chunks
+    from crocuta.model.encoder import Encoder
     from crocuta.model.lm import Model
     from crocuta.model.state import ModelState
-    from crocuta.presets import preset
+    from crocuta.presets import encoder_preset, preset
     from crocuta.training.config import TrainConfig
     from crocuta.training.loop import train
 
 _HOMES = {
     "convert": "checkpoints.convert",
     "load": "checkpoints.load",
+    "load_encoder": "checkpoints.load",
     "save": "checkpoints.native",
+    "EncoderConfig": "config",
     "ModelConfig": "config",
     "CrocutaError": "errors",
     "score_continuations": "inference.continuations",
@@ -62,10 +65,15 @@ _HOMES = {
     "Variant": "inference.variants",
     "VariantScore": "inference.variants",
     "score_variants": "inference.variants",
+    "build_block": "model.build",
+    "build_encoder": "model.build",
     "build_model": "model.build",
+    "encoder_from": "model.build",
+    "Encoder": "model.encoder",
     "hidden_chunks": "model.chunks",
     "Model": "model.lm",
     "ModelState": "model.state",
+    "encoder_preset": "presets",
     "preset": "presets",
     "TrainConfig": "training.config",
     "train": "training.loop",
@@ -73,6 +81,8 @@ _HOMES = {
 
 __all__ = [
     "CrocutaError",
+    "Encoder",
+    "EncoderConfig",
     "Generation",
     "Model",
     "ModelConfig",
@@ -84,13 +94,18 @@ __all__ = [
     "TrainConfig",
     "Variant",
     "VariantScore",
+    "build_block",
+    "build_encoder",
     "build_model",
     "convert",
     "distill",
     "embed",
+    "encoder_from",
+    "encoder_preset",
     "generate",
     "hidden_chunks",
     "load",
+    "load_encoder",
     "load_prefix",
     "preset",
     "read_prefix",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crocuta.checkpoints.files import TensorInfo
 from crocuta.checkpoints.keymap import KeyMap
-from crocuta.config import ModelConfig
+from crocuta.config import BackboneConfig
 from crocuta.tokenizers.base import Tokenizer
 
 
@@ -44,7 +44,7 @@ class Contents(NamedTuple):
     ``key_map`` None: the names and layouts are those of our own state dict.
     """
 
-    config: ModelConfig
+    config: BackboneConfig
     tensors: TensorSource
     tokenizer: Tokenizer | None
     key_map: KeyMap | None = None

@@ -18,9 +18,10 @@ from crocuta.checkpoints.hub import looks_like_hub_name, resolve
 from crocuta.checkpoints.keymap import SHOWN, Entry, KeyMap
 from crocuta.checkpoints.native import NATIVE, check_vocabulary
 from crocuta.checkpoints.settings import find_yaml, read_settings
-from crocuta.config import ModelConfig
+from crocuta.config import BackboneConfig, EncoderConfig, ModelConfig
 from crocuta.errors import ConfigError, CrocutaWarning, InputError, WeightsFormatError
-from crocuta.model.build import build_model
+from crocuta.model.build import build_encoder, build_model
+from crocuta.model.encoder import Encoder
 from crocuta.model.filters import Filter, ModalFilter
 from crocuta.model.linear import Embedding, Linear
 from crocuta.model.lm import Model
@@ -82,6 +83,28 @@ def load(
     return _load(path, device, dtype, ReadOptions(fp8=fp8, keep_padding=keep_padding), precision, unstable, revision)
 
 
+def load_encoder(
+    path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> tuple[Encoder, Tokenizer | None]:
+    """The encoder that ``crocuta.save`` wrote to ``path``, in evaluation mode, and its tokenizer if it has one.
+
+    ``device`` and ``dtype`` as in ``load``, and so are the errors; InputError also for a folder that holds a model.
+    """
+    _check_dtype(dtype)
+    _check_device(device)
+    path = find_path(path)
+    contents = find_format(path).read(path, ReadOptions())
+    try:
+        if not isinstance(contents.config, EncoderConfig):
+            fix = "use crocuta.load, and crocuta.encoder_from to make an encoder of it"
+            raise InputError(f"{path} is not an encoder", given="a model", fix=fix)
+        encoder = _fill(path, contents, device, dtype, uniform=True)
+    finally:
+        contents.tensors.close()
+    assert isinstance(encoder, Encoder)
+    return encoder.eval(), contents.tokenizer
+
+
 def load_stored(
     path: str | Path, *, dtype: torch.dtype | None, fp8: Literal["auto", "off"], keep_padding: bool
 ) -> tuple[Model, Tokenizer | None]:
@@ -100,8 +123,7 @@ def _load(
     *,
     uniform: bool = True,
 ) -> tuple[Model, Tokenizer | None]:
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError("cannot load weights as this dtype", given=dtype, expected=", ".join(map(str, DTYPES)))
+    _check_dtype(dtype)
     for name, value, known in (
         ("fp8", options.fp8, ("auto", "off")),
         ("precision", precision or "exact", ("exact", "upstream")),
@@ -113,13 +135,17 @@ def _load(
     path = find_path(path, revision)
     contents = find_format(path).read(path, options)
     try:
+        config = contents.config
+        if not isinstance(config, ModelConfig):
+            raise InputError(f"{path} is not a model", given="an encoder", fix="use crocuta.load_encoder")
         if options.fp8 == "off":
-            contents = contents._replace(config=evo2.without_fp8(contents.config))
+            config = evo2.without_fp8(config)
         if precision is not None:
-            contents = contents._replace(config=dataclasses.replace(contents.config, precision=precision))
-        model = _fill(path, contents, device, dtype, uniform=uniform)
+            config = dataclasses.replace(config, precision=precision)
+        model = _fill(path, contents._replace(config=config), device, dtype, uniform=uniform)
     finally:
         contents.tensors.close()
+    assert isinstance(model, Model)
     _check_poles(path, model, unstable)
     return model.eval(), contents.tokenizer
 
@@ -169,7 +195,7 @@ def _fill(
     dtype: torch.dtype | None,
     *,
     uniform: bool,
-) -> Model:
+) -> Model | Encoder:
     """Build the model on meta, check every name and shape, then read tensor by tensor."""
     config, tensors, tokenizer, _ = contents
     check_vocabulary(config, tokenizer, path)
@@ -202,6 +228,11 @@ def _fill(
     return model
 
 
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError("cannot load weights as this dtype", given=dtype, expected=", ".join(map(str, DTYPES)))
+
+
 def _check_device(device: str | torch.device) -> None:
     """Before anything is read: a device that is there and holds values."""
     try:
@@ -214,24 +245,29 @@ def _check_device(device: str | torch.device) -> None:
         ) from error
 
 
-def _own_names(config: ModelConfig, names: Iterable[str]) -> KeyMap:
+def _own_names(config: BackboneConfig, names: Iterable[str]) -> KeyMap:
     """The key map of our own layout; where FP8 was turned off, the scales that it no longer needs may be there."""
-    junk = (r".*\.projection\.(input|weight)_scale",) if config.unverified else ()
+    off = isinstance(config, ModelConfig) and bool(config.unverified)
+    junk = (r".*\.projection\.(input|weight)_scale",) if off else ()
     return KeyMap(tuple(Entry(name, name) for name in names), junk=junk)
 
 
-def _build(path: Path, config: ModelConfig) -> Model:
+def _build(path: Path, config: BackboneConfig) -> Model | Encoder:
     try:
-        return build_model(config, device="meta")
+        match config:
+            case ModelConfig():
+                return build_model(config, device="meta")
+            case EncoderConfig():
+                return build_encoder(config, device="meta")
     except RuntimeError as error:  # torch refuses sizes beyond 2^63
         raise ConfigError(f"the model of {path} cannot be built", given=error) from error
 
 
-def _infos(model: Model) -> dict[str, TensorInfo]:
+def _infos(model: Model | Encoder) -> dict[str, TensorInfo]:
     return {name: TensorInfo(t.dtype, tuple(t.shape)) for name, t in model.state_dict().items()}
 
 
-def _common_dtypes(model: Model, key_map: KeyMap, tensors: TensorSource) -> dict[str, torch.dtype]:
+def _common_dtypes(model: Model | Encoder, key_map: KeyMap, tensors: TensorSource) -> dict[str, torch.dtype]:
     """The embedding's dtype for every matrix: in a product both sides must have one dtype.
 
     Published files keep some matrices wider than the rest (evo2_20b); those of FP8 projections are rounded from what is
@@ -245,7 +281,8 @@ def _common_dtypes(model: Model, key_map: KeyMap, tensors: TensorSource) -> dict
         if isinstance(module, Linear | Embedding) and module not in in_filters
         for key, _ in module.named_parameters(recurse=False)
     }
-    return {name: stored["embedding.weight"] for name in plain & stored.keys()}
+    common = stored.get("embedding.weight", stored["norm.scale"])
+    return {name: common for name in plain & stored.keys()}
 
 
 def _read(path: Path, tensors: TensorSource, entry: Entry, floor: torch.dtype, dtype: torch.dtype | None) -> Tensor:

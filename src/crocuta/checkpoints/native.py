@@ -18,7 +18,7 @@ from crocuta.checkpoints.commit import MANIFEST
 from crocuta.checkpoints.files import all_finite, open_tensors, write_tensors
 from crocuta.checkpoints.format import Contents, Format
 from crocuta.checkpoints.strict import read_small, strict_json
-from crocuta.config import ModelConfig
+from crocuta.config import BackboneConfig, EncoderConfig, ModelConfig, TokenInputConfig
 from crocuta.errors import (
     CheckpointError,
     ConfigError,
@@ -27,6 +27,7 @@ from crocuta.errors import (
     TokenizerError,
     WeightsFormatError,
 )
+from crocuta.model.encoder import Encoder
 from crocuta.model.lm import Model
 from crocuta.tokenizers.base import CONFIG_FILE as TOKENIZER_FILE
 from crocuta.tokenizers.base import Tokenizer
@@ -36,10 +37,14 @@ CONFIG: Final = "config.json"
 WEIGHTS: Final = "model.safetensors"
 INCOMING: Final = ".incoming"
 _HEADER = {"format": "crocuta", "version": 1}
+_KIND: Final = "kind"
+"""Says "encoder" of one; a model has none."""
 
 
-def save(model: Model, tokenizer: Tokenizer | None, path: str | Path) -> None:
+def save(model: Model | Encoder, tokenizer: Tokenizer | None, path: str | Path) -> None:
     """Write ``model``, and its tokenizer, as the folder ``path``; after a crash it holds the old model or the new.
+
+    An encoder is saved in the same way, and read by ``crocuta.load_encoder``.
 
     An earlier model in the folder is replaced, whole; all other files stay. Tied weights are stored once.
 
@@ -57,7 +62,8 @@ def save(model: Model, tokenizer: Tokenizer | None, path: str | Path) -> None:
     for name, tensor in tensors.items():
         if not all_finite(tensor):
             raise NonFiniteError(f"{name} has NaN or infinite values", fix=f"nothing was saved to {folder}")
-    text = json.dumps({**_HEADER, **model.config.to_json()}, indent=2) + "\n"
+    kind = {_KIND: "encoder"} if isinstance(model, Encoder) else {}
+    text = json.dumps({**_HEADER, **kind, **model.config.to_json()}, indent=2) + "\n"
     commit.make_folders(folder)
     _finish(folder)
     commit.remove_unfinished(folder, INCOMING)
@@ -100,7 +106,7 @@ def read(path: str | Path) -> Contents:
     return Contents(config, tensors, tokenizer)
 
 
-def read_config(path: str | Path) -> ModelConfig:
+def read_config(path: str | Path) -> BackboneConfig:
     """The configuration of a model folder, or of a config.json itself.
 
     Raises:
@@ -114,19 +120,27 @@ def read_config(path: str | Path) -> ModelConfig:
         raise WeightsFormatError(
             f"{file} is of another format", given=header, expected=_HEADER, fix="a newer crocuta may read it"
         )
+    kind = value.pop(_KIND, None)
+    if kind not in (None, "encoder"):
+        raise WeightsFormatError(f"{file} is of an unknown kind", given=kind, expected="a model, or encoder")
     try:
-        return ModelConfig.from_json(value)
+        return ModelConfig.from_json(value) if kind is None else EncoderConfig.from_json(value)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error.what}", given=error.given, expected=error.expected, fix=error.fix) from error
 
 
-def check_vocabulary(config: ModelConfig, tokenizer: Tokenizer | None, path: Path) -> None:
+def check_vocabulary(config: BackboneConfig, tokenizer: Tokenizer | None, path: Path) -> None:
     """TokenizerError if ``tokenizer`` has ids that the model lacks."""
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+    match config:
+        case ModelConfig(vocab_size=size) | EncoderConfig(input=TokenInputConfig(vocab_size=size)):
+            pass
+        case _:
+            size = 0
+    if tokenizer is not None and tokenizer.vocab_size > size:
         raise TokenizerError(
             f"the tokenizer does not fit the model of {path}",
             given=f"a tokenizer with vocab_size={tokenizer.vocab_size}",
-            expected=f"at most the model's vocab_size={config.vocab_size}",
+            expected=f"at most the model's vocab_size={size}",
             fix="use the tokenizer that the model was trained with",
         )
 

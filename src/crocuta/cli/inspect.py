@@ -11,7 +11,7 @@ import typer
 from crocuta.errors import InputError
 
 if TYPE_CHECKING:
-    from crocuta.config import ModelConfig
+    from crocuta.config import BackboneConfig
 
 LENGTHS = (1024, 8192, 131_072, 1_048_576)
 
@@ -38,10 +38,10 @@ def inspect(
     typer.echo(json.dumps(report, indent=2) if as_json else render(target, report, kernels=kernels))
 
 
-def read_target(target: str) -> ModelConfig:
+def read_target(target: str) -> BackboneConfig:
     """The configuration of a file, a folder or, where there is neither, a preset. Raises ConfigError and others."""
-    from crocuta.config import ModelConfig
-    from crocuta.presets import preset
+    from crocuta.config import EncoderConfig, ModelConfig
+    from crocuta.presets import ENCODERS, encoder_preset, preset
     from crocuta.published import find_published
 
     path = Path(target)
@@ -63,14 +63,14 @@ def read_target(target: str) -> ModelConfig:
             except ValueError as error:
                 raise WeightsFormatError(f"{path} is not strict JSON", given=error) from error
             if isinstance(value, dict) and "format" not in value:  # an architecture without a model's header
-                return ModelConfig.from_json(value)
+                return EncoderConfig.from_json(value) if "input" in value else ModelConfig.from_json(value)
         return read_config(path)
     published = find_published(target)
     if published is not None:
         return preset(published.preset)
     if "/" in target or target.endswith(".json"):
         raise InputError("no such file or folder", given=target, expected="a model, a config.json or a preset")
-    return preset(target)
+    return encoder_preset(target) if target in ENCODERS else preset(target)
 
 
 def _is_ours(path: Path) -> bool:
@@ -80,7 +80,7 @@ def _is_ours(path: Path) -> bool:
     return ".pt" not in path.suffixes if path.is_file() else NATIVE.detect(path)
 
 
-def _lengths(config: ModelConfig, given: list[int] | tuple[int, ...]) -> list[int]:
+def _lengths(config: BackboneConfig, given: list[int] | tuple[int, ...]) -> list[int]:
     limit = config.max_length
     for length in given:
         if length < 1 or (limit is not None and length > limit):
@@ -93,7 +93,7 @@ def _lengths(config: ModelConfig, given: list[int] | tuple[int, ...]) -> list[in
     return [*(length for length in LENGTHS if length < limit), limit]
 
 
-def describe(config: ModelConfig, lengths: list[int]) -> dict[str, Any]:
+def describe(config: BackboneConfig, lengths: list[int]) -> dict[str, Any]:
     """Every figure of the report, as JSON."""
     import dataclasses
 
@@ -124,7 +124,7 @@ def describe(config: ModelConfig, lengths: list[int]) -> dict[str, Any]:
     }
 
 
-def _kernels(config: ModelConfig, length: int) -> list[dict[str, Any]]:
+def _kernels(config: BackboneConfig, length: int) -> list[dict[str, Any]]:
     from crocuta.model.flops import kernel_cases
     from crocuta.ops.dispatch import choose, reasons
 
@@ -142,8 +142,7 @@ def render(title: str, report: dict[str, Any], *, kernels: bool) -> str:
     config, weights = report["config"], report["weight_bytes"]
     head = (
         f"{title}: {_number(report['parameters']['total'])} parameters, {len(config['blocks'])} blocks of "
-        f"{config['hidden_size']} channels, {config['vocab_size']} ids"
-        f"{', tied embeddings' if config['tie_embeddings'] else ''}"
+        f"{config['hidden_size']} channels, {_ends(config)}"
     )
     sections = [
         head,
@@ -157,6 +156,17 @@ def render(title: str, report: dict[str, Any], *, kernels: bool) -> str:
     if kernels:
         sections.append(_kernel_table(report["kernels"]))
     return "\n\n".join(sections)
+
+
+def _ends(config: dict[str, Any]) -> str:
+    """What goes in and what comes out."""
+    if "input" not in config:
+        return f"{config['vocab_size']} ids" + (", tied embeddings" if config["tie_embeddings"] else "")
+    source = config["input"]
+    given = f"{source['vocab_size']} ids" if source["type"] == "tokens" else f"{source['size']} features"
+    pooling = f"{config['pooling']['type']} pooling" if config["pooling"] else "an output for every position"
+    head = f", {config['head']['type']} head" if config["head"] else ""
+    return f"an encoder of {given}, {pooling}{head}"
 
 
 def _parameter_table(parameters: dict[str, int]) -> str:

@@ -151,6 +151,9 @@ class ImplicitFilterConfig:
     positions: PositionsConfig = BandsConfig()
     activation: SineConfig | ReLUConfig = SineConfig()
     window: WindowConfig | None = FixedWindowConfig()
+    wide_positions: bool = True
+    """Positions and the MLP's first layer in float64. Where a filter of thousands of taps has high frequencies, float32
+    would make its taps differ by a thousandth from machine to machine. Published models compute them in float32."""
     groups: int | None = None
     """Number of distinct filters; channel c uses filter c // (channels / groups). None: one a channel."""
     output_bias: bool = False

@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 
 from crocuta.config import (
+    BlockConfig,
     EncoderConfig,
     HeadConfig,
     MeanPoolingConfig,
@@ -15,14 +16,16 @@ from crocuta.config import (
     ProjectionConfig,
     TokenInputConfig,
 )
+from crocuta.config.blocks import check_blocks
 from crocuta.errors import InputError
+from crocuta.model.block import Block
 from crocuta.model.encoder import Encoder
 from crocuta.model.init import initialise
 from crocuta.model.lm import Model
 
 _MEAN = MeanPoolingConfig()
 
-B = TypeVar("B", Model, Encoder)
+B = TypeVar("B", Model, Encoder, Block)
 
 
 def build_model(
@@ -52,6 +55,21 @@ def build_encoder(
     with torch.device("meta"):
         encoder = Encoder(config)
     return _filled(encoder, device, dtype, seed)
+
+
+def build_block(
+    config: BlockConfig,
+    channels: int,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Block:
+    """One block alone, [b l d] -> [b l d], as ``build_model`` makes a model. Raises ConfigError for other channels."""
+    check_blocks([config], channels)
+    with torch.device("meta"):
+        block = Block(config, channels)
+    return _filled(block, device, dtype, seed)
 
 
 def encoder_from(
@@ -95,5 +113,5 @@ def _filled(model: B, device: str | torch.device, dtype: torch.dtype, seed: int)
     if torch.device(device).type == "meta":
         return model.to(dtype)
     model = model.to_empty(device="cpu")
-    initialise(model, seed)
+    initialise(model, seed, 1 if isinstance(model, Block) else len(model.blocks))
     return model.to(device=device, dtype=dtype)

@@ -19,9 +19,10 @@ from crocuta.config import (
     PoolingConfig,
     TokenInputConfig,
 )
-from crocuta.errors import InputError
+from crocuta.errors import InputError, StateError
 from crocuta.model.backbone import Backbone, check_ids, check_lengths
 from crocuta.model.linear import Embedding, Linear
+from crocuta.model.state import ModelState
 from crocuta.ops.blocks import compute_dtype
 from crocuta.types import Hidden
 
@@ -67,6 +68,7 @@ class Encoder(Backbone):
 
     def hidden(self, x: Tensor, layer: int | None = None, lengths: Int[Tensor, " b"] | None = None) -> Hidden:
         """As ``Backbone.hidden``; with a complement, the mean of both strands at each base."""
+        x = self._without_padding(x, lengths)
         if self.config.complement is None:
             return super().hidden(x, layer, lengths)
         forward = super().hidden(x, layer, lengths)
@@ -74,6 +76,31 @@ class Encoder(Backbone):
         complement = torch.tensor(self.config.complement, device=x.device)
         backward = super().hidden(reverse_rows(complement[x], own), layer, lengths)
         return (forward + reverse_rows(backward, own)) / 2
+
+    def extend_hidden(
+        self, x: Tensor, state: ModelState, lengths: Int[Tensor, " b"] | None = None, layer: int | None = None
+    ) -> Hidden:
+        """As ``Backbone.extend_hidden``."""
+        return super().extend_hidden(self._without_padding(x, lengths), state, lengths, layer)
+
+    def _state(self, batch: int, max_length: int | None, device: torch.device) -> ModelState:
+        if self.config.complement is not None:
+            raise StateError(
+                "an encoder of both strands cannot read a sequence in pieces",
+                given="a complement",
+                expected="complement=None",
+                fix="use encoder.hidden on whole sequences",
+            )
+        return super()._state(batch, max_length, device)
+
+    def _without_padding(self, x: Tensor, lengths: Int[Tensor, " b"] | None) -> Tensor:
+        """Features with zeros past ``lengths[row]``: a convolution by matrix product or FFT multiplies padding with
+        zeros, but zero times NaN is NaN."""
+        if lengths is None or isinstance(self.config.input, TokenInputConfig):
+            return x
+        self._check_input(x)
+        own = torch.arange(x.shape[1], device=x.device) < check_lengths(x, lengths).to(x.device)[:, None]
+        return x.masked_fill(~own[:, :, None], 0)
 
     def _check_input(self, x: Tensor) -> None:
         if isinstance(self.config.input, TokenInputConfig):

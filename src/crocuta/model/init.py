@@ -7,7 +7,12 @@ nearly the same at 4,096 channels and far too small at 160 (docs/decisions.md).
 Modal filters start as in S4D and the LRU: decay times log-spaced between the configured timescales, one a mode;
 angles spread evenly over [0, π), turned a little more from channel to channel so that the bank covers all
 frequencies; residues N(0, (1 - |p|²) / n), which gives every filter unit energy (Orvieto et al. 2023, eq. 7).
-Implicit filters keep torch's Linear defaults: GPT-2's 0.02 leaves them almost silent (their output would be 3e-5).
+
+Implicit filters keep torch's Linear defaults (GPT-2's 0.02 would leave them almost silent), but for this: sines of the
+first layer start with frequencies spread over all there are, up to the highest, because with fixed small weights
+filters of a thousand taps and more are smooth, which costs perplexity (Hyena, appendix D.2); and the last layer is
+scaled so that every filter has unit energy, as modal ones have, and its bias removes the mean: else outputs grow with
+the square root of max_length.
 """
 
 from __future__ import annotations
@@ -17,9 +22,8 @@ import math
 import torch
 from torch import nn
 
-from crocuta.config import SineConfig
+from crocuta.config import SineConfig, SinusoidalConfig
 from crocuta.model.attention import AttentionMixer, Rope
-from crocuta.model.backbone import Backbone
 from crocuta.model.bidirectional import BidirectionalHyenaMixer
 from crocuta.model.encoder import Encoder
 from crocuta.model.filters import ExplicitFilter, ImplicitFilter, ModalFilter, positional_features
@@ -34,10 +38,10 @@ from crocuta.ops.rope import inverse_frequencies
 
 
 @torch.no_grad()
-def initialise(model: Backbone, seed: int) -> None:
-    """Fill every parameter, as a function of the seed alone."""
+def initialise(model: nn.Module, seed: int, blocks: int) -> None:
+    """Fill every parameter of a module with so many ``blocks``, as a function of the seed alone."""
     generator = torch.Generator().manual_seed(seed)
-    depth = math.sqrt(2 * max(1, len(model.blocks)))
+    depth = math.sqrt(2 * max(1, blocks))
     implicit = {id(m) for f in model.modules() if isinstance(f, ImplicitFilter) for m in f.modules()}
     for module in model.modules():
         if isinstance(module, nn.Embedding):
@@ -56,7 +60,7 @@ def _initialise(module: nn.Module, depth: float, generator: torch.Generator) -> 
             bound = 1 / math.sqrt(module.short_taps.shape[1])  # torch's default for a depthwise convolution
             _uniform(module.short_taps, bound, generator)
             if module.short_bias is not None:
-                _uniform(module.short_bias, bound, generator)
+                module.short_bias.zero_()  # a constant input would grow with the length of what integrates it
             if not isinstance(module, GatedConvMixer) and module.skip is not None:
                 _normal(module.skip, 1.0, generator)
             module.output.weight.div_(depth)
@@ -116,6 +120,8 @@ def _initialise_implicit(filter_: ImplicitFilter, generator: torch.Generator) ->
         _uniform(linear.weight, bound, generator)
         if linear.bias is not None:
             _uniform(linear.bias, bound, generator)
+    if filter_.layers is not None:
+        _spread_frequencies(filter_, generator)
     if filter_.frequency is not None:
         assert isinstance(filter_.config.activation, SineConfig)
         filter_.frequency.fill_(filter_.config.activation.frequency)
@@ -123,6 +129,33 @@ def _initialise_implicit(filter_: ImplicitFilter, generator: torch.Generator) ->
         filter_.log_rates.copy_(filter_.first_rates().log())
     if filter_.features is not None:
         filter_.features.copy_(positional_features(filter_.config, filter_.config.max_length, filter_.features))
+    if filter_.output.bias is not None:  # no constant tap: it would make the mean of all earlier inputs dominate
+        filter_.output.bias.zero_()
+        filter_.output.bias.copy_(-filter_.mean())
+    if not filter_.config.bound and not filter_.config.normalise:
+        scale = filter_.energy().rsqrt().nan_to_num(posinf=1.0)
+        filter_.output.weight.mul_(scale[:, None])
+        if filter_.output.bias is not None:
+            filter_.output.bias.mul_(scale)
+
+
+def _spread_frequencies(filter_: ImplicitFilter, generator: torch.Generator) -> None:
+    """Sines of the first layer that turn 1 to max_length / 2 times over the filter, at any phase.
+
+    Every other one is drawn evenly over the octaves, the rest evenly over the frequencies. Only where the MLP sees the
+    position itself, as its first feature, through sines.
+    """
+    config = filter_.config
+    if not isinstance(config.activation, SineConfig) or isinstance(config.positions, SinusoidalConfig):
+        return
+    assert filter_.layers is not None
+    first = filter_.layers[0]
+    assert isinstance(first, nn.Linear)
+    highest, draw = (config.max_length - 1) / 2, torch.rand(config.width, generator=generator)
+    turns = torch.where(torch.arange(config.width) % 2 == 0, highest**draw, 1 + (highest - 1) * draw)
+    sign = torch.randint(0, 2, (config.width,), generator=generator) * 2 - 1
+    first.weight[:, 0] = 2 * math.pi * turns * sign / config.activation.frequency
+    _uniform(first.bias, math.pi / config.activation.frequency, generator)
 
 
 def _normal(tensor: torch.Tensor, std: float, generator: torch.Generator) -> None:

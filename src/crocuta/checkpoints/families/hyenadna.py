@@ -230,6 +230,7 @@ def _filter_config(layer: Settings, names: Mapping[str, str]) -> ImplicitFilterC
         max_length=layer.size(names["max_length"]),
         width=layer.size("filter_order", 64),
         inner_layers=inner,
+        wide_positions=False,
         activation=SineConfig(frequency=layer.number(names["frequency"], 1.0)),
         window=FixedWindowConfig(shift=0.0 if layer.values.get("shift") == 0 else layer.number("shift", WINDOW_SHIFT)),
     )

@@ -103,6 +103,7 @@ def _read(path: Path, options: ReadOptions) -> Contents:
         raise
     has_bytes = settings is None or settings.values.get("tokenizer_type") == "CharLevelTokenizer"
     assert contents.key_map is not None
+    assert isinstance(contents.config, ModelConfig)
     return contents._replace(
         tokenizer=contents.tokenizer if has_bytes else None, key_map=_adapted(contents.config, contents.key_map)
     )

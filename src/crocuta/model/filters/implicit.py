@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -81,24 +82,42 @@ class ImplicitFilter(Filter):
 
     @full_precision
     def _make_taps(self, like: Tensor, length: int) -> Float[Tensor, "g k"]:
-        """The MLP over positions made on the device and in the dtype of ``like``."""
+        if not self.config.normalise:
+            return self._unnormalised(like, length).t().contiguous()
+        taps = self._unnormalised(like, self.config.max_length)  # the norm is that of the whole filter
+        return (taps[:length] / taps.abs().sum(0).clamp(min=torch.finfo(taps.dtype).tiny)).t().contiguous()
+
+    def _unnormalised(self, like: Tensor, length: int, step: int = 1) -> Float[Tensor, "k g"]:
+        """Every ``step``-th tap of the first ``length``: the MLP over positions in the dtype and place of ``like``."""
         config = self.config
         source = self._shares[0] or self
         assert source.layers is not None
-        made = config.max_length if config.normalise else length  # the norm is that of the whole filter
-        x = positional_features(config, made, like) if source.features is None else source.features[:made]
+        wide = torch.float64 if config.wide_positions and like.device.type != "mps" else like.dtype
+        positions = like.new_empty(0, dtype=wide)
+        x = positional_features(config, length, positions) if source.features is None else source.features[:length]
+        x = x[::step]
         for layer in source.layers:
-            x = source.activate(layer(x))
+            assert isinstance(layer, nn.Linear)
+            x = source.activate(F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))).to(like.dtype)
         taps = self.output(x)
         if config.bound:
             taps = torch.tanh(taps)
         rates = self.rates(like)
         if rates is not None:
             assert config.window is not None
-            taps = taps * (torch.exp(-_positions(config, made, like) * rates) + config.window.shift)
-        if config.normalise:
-            taps = taps / taps.abs().sum(0).clamp(min=torch.finfo(taps.dtype).tiny)
-        return taps[:length].t().contiguous()
+            taps = taps * (torch.exp(-_positions(config, length, like)[::step] * rates) + config.window.shift)
+        return taps
+
+    def energy(self) -> Float[Tensor, " g"]:
+        """Σ h[t]² over max_length before normalisation, of at most 4,096 evenly spaced taps."""
+        return self.config.max_length * self._sample().square().mean(0)
+
+    def mean(self) -> Float[Tensor, " g"]:
+        """The mean tap over max_length before normalisation, of at most 4,096 evenly spaced taps."""
+        return self._sample().mean(0)
+
+    def _sample(self) -> Float[Tensor, "k g"]:
+        return self._unnormalised(self.output.weight, self.config.max_length, -(-self.config.max_length // 4096))
 
     def activate(self, x: Tensor) -> Tensor:
         """The MLP's activation."""

@@ -1,7 +1,4 @@
-"""Named architectures: every published configuration of the family and tiny ones of each kind, without torch.
-
->>> preset("evo2-7b-8k").hidden_size
-4096
+"""Language models: every published configuration of the family, and tiny ones of each kind.
 
 The numbers are those of the published configuration files; where a layout differs from ours (column order,
 interleaving, flipped taps) the checkpoint formats convert it, so nothing of that shows here.
@@ -9,7 +6,6 @@ interleaving, flipped taps) the checkpoint formats convert it, so nothing of tha
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from itertools import cycle
@@ -35,15 +31,7 @@ from crocuta.config import (
     RopeConfig,
 )
 from crocuta.errors import ConfigError
-
-
-def preset(name: str) -> ModelConfig:
-    """The configuration called ``name``; raises ConfigError, with the nearest name, for an unknown one."""
-    if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS, n=1)
-        fix = f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(PRESETS)
-        raise ConfigError("unknown preset", given=repr(name), expected="a name in crocuta.presets.PRESETS", fix=fix)
-    return PRESETS[name]()
+from crocuta.presets.deep_dive import deep_dive_hyena
 
 
 def striped(
@@ -94,7 +82,7 @@ def _stripes(
 
 def _hyenadna(*, hidden_size: int, num_layers: int, max_length: int) -> ModelConfig:
     """HyenaDNA (hg38 configurations; shift 0.05 as in its standalone file and its Hugging Face port)."""
-    implicit = ImplicitFilterConfig(max_length=max_length, window=FixedWindowConfig(shift=0.05))
+    implicit = ImplicitFilterConfig(max_length=max_length, window=FixedWindowConfig(shift=0.05), wide_positions=False)
     mixer = HyenaConfig(filter=implicit, short_bias=True, projection_bias=True)
     block = BlockConfig(mixer=mixer, mlp=PlainMLPConfig(intermediate_size=4 * hidden_size), norm=LayerNormConfig())
     return ModelConfig(
@@ -240,6 +228,7 @@ PRESETS: Mapping[str, Callable[[], ModelConfig]] = MappingProxyType(
             intermediate_size=96,
             rope=_evo2_rope(1e4),
         ),
+        "deep-dive-hyena": deep_dive_hyena,
         "hyenadna-tiny-1k": partial(_hyenadna, hidden_size=128, num_layers=2, max_length=1026),
         "hyenadna-tiny-1k-d256": partial(_hyenadna, hidden_size=256, num_layers=2, max_length=1026),
         "hyenadna-tiny-16k-d128": partial(_hyenadna, hidden_size=128, num_layers=2, max_length=16_386),
