@@ -110,6 +110,7 @@ def test_hyenadna(name: str) -> None:
             positions=BandsConfig(features=5),
             activation=SineConfig(frequency=10.0),
             window=FixedWindowConfig(decay=(0.3, 1.5), target=0.01, shift=0.05),
+            wide_positions=False,
         )
 
 
@@ -318,6 +319,11 @@ def expected_parameters() -> dict[str, int]:
     counts["tiny-explicit"] = striped_elements(32, 2, 0, 96, 8 * 16)
     counts["tiny-implicit"] = striped_elements(32, 2, 0, 96, implicit_elements(32, 16, 5))
     counts["tiny-striped"] = striped_elements(32, 4, 2, 96, modal)
+    filter_ = (
+        32 * 64 + 64 + 64 * 64 + 64 + 64 + 64 * 256 + 256 + 256
+    )  # an MLP, its sines' frequencies, a rate a channel
+    mixer = 3 * 256 * 256 + 3 * 3 * 256 + 3 * 2 * 256 + 2 * filter_ + 2 * 256 + 256 * 256 + 256
+    counts["deep-dive-hyena"] = 512 * 256 + 4 * (mixer + 3 * 256 * 704 + 2 * 256) + 256
     return counts
 
 

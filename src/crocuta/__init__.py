@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from crocuta.checkpoints.convert import convert
     from crocuta.checkpoints.load import load, load_encoder
     from crocuta.checkpoints.native import save
-    from crocuta.config import EncoderConfig, ModelConfig
+    from crocuta.config.encoder import EncoderConfig
+    from crocuta.config.model import ModelConfig
     from crocuta.errors import CrocutaError
     from crocuta.inference.continuations import score_continuations
     from crocuta.inference.distill import distill
     from crocuta.inference.embed import embed
+    from crocuta.inference.encode import encode
     from crocuta.inference.generate import Generation, Piece, generate, stream
     from crocuta.inference.prefix import Prefix, load_prefix, read_prefix
     from crocuta.inference.sampling import SamplingConfig
@@ -46,12 +48,13 @@ _HOMES = {
     "load": "checkpoints.load",
     "load_encoder": "checkpoints.load",
     "save": "checkpoints.native",
-    "EncoderConfig": "config",
-    "ModelConfig": "config",
+    "EncoderConfig": "config.encoder",
+    "ModelConfig": "config.model",
     "CrocutaError": "errors",
     "score_continuations": "inference.continuations",
     "distill": "inference.distill",
     "embed": "inference.embed",
+    "encode": "inference.encode",
     "Generation": "inference.generate",
     "Piece": "inference.generate",
     "generate": "inference.generate",
@@ -100,6 +103,7 @@ __all__ = [
     "convert",
     "distill",
     "embed",
+    "encode",
     "encoder_from",
     "encoder_preset",
     "generate",

@@ -8,12 +8,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_models import HIDDEN, KINDS, random_ids, tiny_model
+from tiny_models import FILTERS, HIDDEN, KINDS, loud, random_ids, tiny_model
 
+from crocuta.config import AttentionConfig, BidirectionalHyenaConfig, BlockConfig, ModelConfig
 from crocuta.errors import InputError, NonFiniteError, TokenizerError
 from crocuta.inference import embed as embed_module
 from crocuta.inference.embed import embed
 from crocuta.model import memory
+from crocuta.model.build import build_model
 from crocuta.model.lm import Model
 from crocuta.tokenizers.dna import DNATokenizer
 
@@ -141,3 +143,30 @@ def test_one_vector_a_token_counts(monkeypatch):
     assert len(embed(model, None, rows, max_memory="900kB")) == 1
     with pytest.raises(InputError, match="max_memory is too small"):
         embed(model, None, rows, pooling="none", max_memory="900kB")
+
+
+@pytest.mark.parametrize("chunk", [4, 8192])
+@pytest.mark.parametrize("last", [1, 3, 20])
+def test_the_mean_of_the_last_tokens(last, chunk, monkeypatch):
+    model = tiny_model("stripe", torch.float64, seed=1)
+    monkeypatch.setattr(memory, "DEFAULT", dataclasses.replace(memory.DEFAULT, chunk=chunk))
+    for result, row in zip(embed(model, None, ROWS, pooling="last", last=last), ROWS, strict=True):
+        expected = direct(model, row, None, "none")[-last:].mean(0)
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("last", [0, -1, True, 1.5])
+def test_an_impossible_number_of_last_tokens(last):
+    with pytest.raises(InputError, match="last must be a positive whole number"):
+        embed(tiny_model("stripe"), None, ROWS, pooling="last", last=last)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "none"])
+def test_models_that_look_ahead_are_embedded_whole(pooling, monkeypatch):
+    """Rows of unequal length in one batch, and a chunk shorter than they are."""
+    mixers = (BidirectionalHyenaConfig(filter=FILTERS["implicit"]), AttentionConfig(num_heads=2, causal=False))
+    blocks = tuple(BlockConfig(mixer=mixer, mlp=None) for mixer in mixers)
+    config = ModelConfig(vocab_size=16, hidden_size=HIDDEN, blocks=blocks)
+    model = loud(build_model(config), 1).double().eval()
+    monkeypatch.setattr(memory, "DEFAULT", dataclasses.replace(memory.DEFAULT, chunk=8))
+    check(embed(model, None, ROWS, pooling=pooling), model, None, pooling)

@@ -82,7 +82,7 @@ def test_nothing_stays_as_the_memory_was(kind):
     del junk
     for name, tensor in build_model(tiny_config(kind)).state_dict().items():
         assert torch.isfinite(tensor).all(), name
-        assert tensor.abs().max() <= 12, name
+        assert tensor.abs().max() <= (64 if name.endswith("layers.0.weight") else 12), name  # of sines up to Nyquist's
         assert tensor.any() or name.endswith("bias"), name
 
 

@@ -18,7 +18,7 @@ from crocuta.checkpoints.commit import MANIFEST
 from crocuta.checkpoints.files import all_finite, open_tensors, write_tensors
 from crocuta.checkpoints.format import Contents, Format
 from crocuta.checkpoints.strict import read_small, strict_json
-from crocuta.config import BackboneConfig, EncoderConfig, ModelConfig, TokenInputConfig
+from crocuta.config import BackboneConfig, EncoderConfig, ModelConfig
 from crocuta.errors import (
     CheckpointError,
     ConfigError,
@@ -131,11 +131,7 @@ def read_config(path: str | Path) -> BackboneConfig:
 
 def check_vocabulary(config: BackboneConfig, tokenizer: Tokenizer | None, path: Path) -> None:
     """TokenizerError if ``tokenizer`` has ids that the model lacks."""
-    match config:
-        case ModelConfig(vocab_size=size) | EncoderConfig(input=TokenInputConfig(vocab_size=size)):
-            pass
-        case _:
-            size = 0
+    size = config.vocab_size or 0
     if tokenizer is not None and tokenizer.vocab_size > size:
         raise TokenizerError(
             f"the tokenizer does not fit the model of {path}",

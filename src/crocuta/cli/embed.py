@@ -42,6 +42,7 @@ def embed(
     pooling: Annotated[
         Literal["mean", "last", "none"], typer.Option(help="Of a record's tokens; none: one vector a token.")
     ] = "mean",
+    last: Annotated[int, typer.Option(metavar="N", help="With --pooling last, the mean of the last N tokens.")] = 1,
     special_tokens: Annotated[
         bool, typer.Option("--special-tokens", help="Put around each record what the publisher does (HyenaDNA: [SEP]).")
     ] = False,
@@ -80,6 +81,7 @@ def embed(
                     rows,
                     layer=layer,
                     pooling=pooling,
+                    last=last,
                     special_tokens=special_tokens,
                     max_memory=limit,
                 )

@@ -147,12 +147,17 @@ class EncoderConfig:
             self._check_complement(self.complement)
 
     def _check_complement(self, complement: tuple[int, ...]) -> None:
-        size = self.input.vocab_size if isinstance(self.input, TokenInputConfig) else None
+        size = self.vocab_size
         require(size is not None, "EncoderConfig.complement needs ids", self.input, "TokenInputConfig")
         in_range = len(complement) == size and all(0 <= i < len(complement) for i in complement)
         twice = in_range and all(complement[complement[i]] == i for i in range(len(complement)))
         what = "EncoderConfig.complement is no complement"
         require(twice, what, complement[:20], f"{size} ids, each the complement of its complement")
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Number of ids, or None for an encoder of features."""
+        return self.input.vocab_size if isinstance(self.input, TokenInputConfig) else None
 
     @property
     def max_length(self) -> int | None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crocuta.errors import InputError, TokenizerError
+from crocuta.model.encoder import Encoder
 from crocuta.model.lm import Model
 from crocuta.model.memory import DEFAULT, group
 from crocuta.tokenizers.base import Tokenizer
@@ -22,7 +23,18 @@ TOKENS_A_BATCH = DEFAULT.tokens
 """Tokens, padding included, that are run at once."""
 
 
-def to_ids(model: Model, tokenizer: Tokenizer | None, sequence: TextOrIds, name: str) -> Tensor:
+def check_causal(model: Model, verb: str) -> None:
+    """InputError for a model that sees what it should predict."""
+    if not model.config.causal:
+        raise InputError(
+            f"a model that looks ahead cannot {verb}: it sees the tokens that it would predict",
+            given="bidirectional blocks",
+            expected="causal ones",
+            fix="embed with it, or make an encoder of it",
+        )
+
+
+def to_ids(model: Model | Encoder, tokenizer: Tokenizer | None, sequence: TextOrIds, name: str) -> Tensor:
     """Ids [l] on the CPU of text or ids. Raises InputError for an empty or impossible sequence."""
     if isinstance(sequence, str | bytes):
         if tokenizer is None:
@@ -35,11 +47,12 @@ def to_ids(model: Model, tokenizer: Tokenizer | None, sequence: TextOrIds, name:
             f"{name} is empty" if ids.ndim == 1 else f"{name} must be one row of ids", given=tuple(ids.shape)
         )
     low, high = (int(x) for x in ids.aminmax())
-    if low < 0 or high >= model.config.vocab_size:
+    size = model.config.vocab_size or 0
+    if low < 0 or high >= size:
         raise InputError(
             f"{name} has an id outside the vocabulary",
             given=f"ids from {low} to {high}",
-            expected=f"0 to {model.config.vocab_size - 1}",
+            expected=f"0 to {size - 1}",
             fix="use the tokenizer this model was trained with",
         )
     limit = model.config.max_length
@@ -63,7 +76,7 @@ def _as_ids(sequence: Sequence[int] | NDArray[np.integer] | Tensor, name: str) -
 
 
 @contextmanager
-def evaluating(model: Model) -> Iterator[None]:
+def evaluating(model: Model | Encoder) -> Iterator[None]:
     """Evaluation mode, and afterwards, whatever happens, the mode that the model was in."""
     was_training = model.training
     model.eval()

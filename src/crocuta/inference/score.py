@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crocuta.errors import InputError, NonFiniteError, TokenizerError
-from crocuta.inference.batches import TextOrIds, batches, evaluating, pad_right, to_ids
+from crocuta.inference.batches import TextOrIds, batches, check_causal, evaluating, pad_right, to_ids
 from crocuta.model.chunks import hidden_chunks, token_log_probs
 from crocuta.model.lm import Model
 from crocuta.model.memory import Plan, Size, plan
@@ -66,6 +66,7 @@ def score(
     """
     if isinstance(sequences, str | bytes):
         raise InputError("sequences must be a list", given="one text", fix="pass [text]")
+    check_causal(model, "score")
     rows = [to_ids(model, tokenizer, sequence, f"sequence {i}") for i, sequence in enumerate(sequences)]
     other = [reverse_complement(row, tokenizer) for row in rows] if both_strands else []
     prefix = bos_ids(tokenizer) if bos else torch.empty(0, dtype=torch.int64)

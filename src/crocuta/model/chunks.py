@@ -28,17 +28,18 @@ def hidden_chunks(
     """(first position, hidden states) of consecutive pieces of ids [b l], at most ``chunk`` tokens each.
 
     ``state`` is what was read before, moved on piece by piece; None: the ids start the sequences, and one piece needs
-    no state. ``lengths`` and ``layer`` as in ``Model.extend_hidden``. The ids may lie on another device than the model.
-    Without ``chunk`` the pieces are as long as ``max_memory`` allows, which counts the state too (see
-    ``memory.chunk_length``); without that either, 8,192 tokens.
+    no state. A model that looks ahead reads whole sequences, whatever the chunk. ``lengths`` and ``layer`` as in
+    ``Model.extend_hidden``. The ids may lie on another device than the model. Without ``chunk`` the pieces are as long
+    as ``max_memory`` allows, which counts the state too (see ``memory.chunk_length``); without that either, 8,192
+    tokens.
     """
     device = next(model.parameters()).device
     rows, length = ids.shape
     if chunk is None:
         room = None if state is None else state.max_length
         chunk = chunk_length(model, rows, length, max_memory, room=room, ragged=lengths is not None)
-    if state is None and length <= chunk and lengths is None:
-        yield 0, model.hidden(ids.to(device), layer)
+    if not model.config.causal or (state is None and length <= chunk and lengths is None):
+        yield 0, model.hidden(ids.to(device), layer, lengths)
         return
     state = model.init_state(rows, length) if state is None else state
     for start in range(0, length, chunk):
