@@ -38,8 +38,8 @@ def embed(
     "last", the mean of the ``last`` tokens or of all where there are fewer, look at a sequence's own tokens only, never
     at padding; sums are in float32. Sequences of any length are run in chunks of bounded memory, but for models that
     look ahead, which read them whole. ``special_tokens`` puts those around each sequence that the model's publisher
-    does (``Tokenizer.prefix_ids`` and ``suffix_ids``); they count as its own tokens. ``max_memory`` as in ``score``: bytes,
-    or text such as "2GiB", that the call may take beyond the loaded model, results included.
+    does (``Tokenizer.prefix_ids`` and ``suffix_ids``); they count as its own tokens. ``max_memory`` as in ``score``:
+    bytes, or text such as "2GiB", that the call may take beyond the loaded model, results included.
 
     Raises:
         InputError: an empty sequence, ids outside the vocabulary, no such layer or pooling, too little max_memory.
