@@ -29,6 +29,7 @@ from crocuta.errors import (
 )
 from crocuta.model.encoder import Encoder
 from crocuta.model.lm import Model
+from crocuta.model.lora import lora_layers
 from crocuta.tokenizers.base import CONFIG_FILE as TOKENIZER_FILE
 from crocuta.tokenizers.base import Tokenizer
 from crocuta.tokenizers.load import load_tokenizer
@@ -49,7 +50,7 @@ def save(model: Model | Encoder, tokenizer: Tokenizer | None, path: str | Path) 
     An earlier model in the folder is replaced, whole; all other files stay. Tied weights are stored once.
 
     Raises:
-        InputError: ``path`` is a file, or has files of these names that are not a model of ours.
+        InputError: ``path`` is a file, or has files of these names that are not a model of ours; or there are adapters.
         NonFiniteError: a weight is NaN or infinite.
         TokenizerError: the tokenizer has more ids than the model.
         CheckpointError: the disk refused; the folder holds the old model or the new one, whole.
@@ -58,6 +59,9 @@ def save(model: Model | Encoder, tokenizer: Tokenizer | None, path: str | Path) 
     if folder.exists() and not folder.is_dir():
         raise InputError(f"cannot save a model to {folder}", given="a file", expected="a folder, or a new name")
     check_vocabulary(model.config, tokenizer, folder)
+    if lora_layers(model):
+        fix = "merge_lora first, or write them alone by save_adapter"
+        raise InputError(f"the model for {folder} has adapters, which its configuration cannot say", fix=fix)
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     for name, tensor in tensors.items():
         if not all_finite(tensor):
