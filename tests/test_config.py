@@ -54,7 +54,7 @@ positions = st.one_of(
 )
 windows = st.one_of(
     st.none(),
-    st.builds(FixedWindowConfig, decay=pairs, target=positive, shift=positive),
+    st.builds(FixedWindowConfig, decay=pairs, target=st.floats(0.01, 0.9), shift=positive),
     st.builds(LearnedWindowConfig, decay=pairs, target=st.floats(0.01, 0.9), shift=positive),
 )
 decays = st.builds(DecayConfig, rates=pairs, horizon=counts)

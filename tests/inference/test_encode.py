@@ -24,7 +24,7 @@ ATTENTION = AttentionPoolingConfig()
 def encoder(pooling: PoolingConfig | None = ATTENTION) -> crocuta.Encoder:
     made = crocuta.encoder_from(tiny_model("stripe", seed=1), pooling=pooling, head=ClassificationConfig(labels=3))
     if made.query is not None:
-        torch.nn.init.normal_(made.query)
+        made.query.data.copy_(torch.randn(len(made.query), generator=torch.Generator().manual_seed(1)))
     return made
 
 
@@ -43,7 +43,7 @@ def test_rows_are_those_of_each_alone(pooling):
 def test_text_ids_and_the_mode_are_as_they_were():
     ours = encoder().train()
     by_text, by_ids = crocuta.encode(ours, DNA, ["GATTACA", DNA.encode("GATTACA")])
-    assert np.array_equal(by_text, by_ids)
+    np.testing.assert_allclose(by_text, by_ids, rtol=0, atol=1e-5)
     assert ours.training
 
 

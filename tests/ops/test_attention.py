@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -9,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from crocuta.ops import attention as attention_module
 from crocuta.ops import reference
-from crocuta.ops.attention import causal_attention
+from crocuta.ops.attention import causal_attention, full_attention
 from crocuta.ops.rope import inverse_frequencies, rotate, rotation
 
 
@@ -162,6 +164,63 @@ def test_nothing_grows_with_the_past(way, dtype, monkeypatch):
         elements.append(largest.elements)
     assert elements[1] <= 1 << 13
     assert elements[1] <= max(2 * elements[0], 1 << 12)
+
+
+# --- over whole sequences -----------------------------------------------------------------------------------------
+
+
+def naive_full_attention(q, k, v, lengths: list[int]) -> torch.Tensor:
+    """Every query of a row on the row's own keys, one score after the other."""
+    y, group = torch.zeros_like(q), q.shape[2] // k.shape[2]
+    for row, length in enumerate(lengths):
+        for t in range(q.shape[1]):
+            for head in range(q.shape[2]):
+                scores = [float(q[row, t, head] @ k[row, s, head // group]) / q.shape[3] ** 0.5 for s in range(length)]
+                total = sum(math.exp(score) for score in scores)
+                for s, score in enumerate(scores):
+                    y[row, t, head] += math.exp(score) / total * v[row, s, head // group]
+    return y
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_full_attention_sees_the_whole_sequence(kv_heads, length):
+    q, k, v = randn(2, length, 4, 6), randn(2, length, kv_heads, 6, seed=1), randn(2, length, kv_heads, 6, seed=2)
+    expected = naive_full_attention(q, k, v, [length, length])
+    torch.testing.assert_close(full_attention(q, k, v), expected, rtol=1e-11, atol=1e-12)
+    all_of_them = torch.tensor([length, length])
+    torch.testing.assert_close(full_attention(q, k, v, all_of_them), expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_full_attention_of_rows_of_unequal_length(kv_heads):
+    q, k, v = randn(3, 9, 4, 6), randn(3, 9, kv_heads, 6, seed=1), randn(3, 9, kv_heads, 6, seed=2)
+    lengths = [9, 1, 5]
+    expected = naive_full_attention(q, k, v, lengths)
+    for row, length in enumerate(lengths):
+        k[row, length:], v[row, length:] = 1e6, -1e6
+    y = full_attention(q, k, v, torch.tensor(lengths))
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(y[row, :length], expected[row, :length], rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("lengths", [None, [5, 2]])
+def test_gradients_of_full_attention(lengths):
+    inputs = tuple(t.requires_grad_() for t in (randn(2, 5, 2, 4), randn(2, 5, 1, 4), randn(2, 5, 1, 4, seed=1)))
+    rows = None if lengths is None else torch.tensor(lengths)
+    assert torch.autograd.gradcheck(lambda q, k, v: full_attention(q, k, v, rows), inputs)
+
+
+def test_full_attention_in_bfloat16():
+    q, k, v = (randn(2, 40, 2, 8, seed=seed).bfloat16() for seed in range(3))
+    expected = naive_full_attention(q.double(), k.double(), v.double(), [40, 7])
+    y = full_attention(q, k, v, torch.tensor([40, 7]))
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.double()[0], expected[0], rtol=2**-7, atol=2**-7)
+    torch.testing.assert_close(y.double()[1, :7], expected[1, :7], rtol=2**-7, atol=2**-7)
+
+
+# --- rotary positions ---------------------------------------------------------------------------------------------
 
 
 def test_rotation_is_the_halves_convention():

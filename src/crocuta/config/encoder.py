@@ -131,7 +131,8 @@ class EncoderConfig:
     precision: Precision = "exact"
     complement: tuple[int, ...] | None = None
     """The complement of each id. With it both strands are read with shared weights, and their hidden states averaged
-    at each base: a sequence and its reverse complement have the same vector, and per-token outputs in reverse."""
+    at each base: a sequence and its reverse complement have the same vector, and per-token outputs in reverse. Such an
+    encoder cannot be read in pieces: the other strand begins at the end."""
 
     def __post_init__(self) -> None:
         positive("EncoderConfig", hidden_size=self.hidden_size)
@@ -151,6 +152,13 @@ class EncoderConfig:
         require(size is not None, "EncoderConfig.complement needs ids", self.input, "TokenInputConfig")
         in_range = len(complement) == size and all(0 <= i < len(complement) for i in complement)
         twice = in_range and all(complement[complement[i]] == i for i in range(len(complement)))
+        last = isinstance(self.pooling, LastPoolingConfig)
+        require(
+            not last,
+            "EncoderConfig.complement does not go with last pooling",
+            "the end of one strand",
+            "another pooling",
+        )
         what = "EncoderConfig.complement is no complement"
         require(twice, what, complement[:20], f"{size} ids, each the complement of its complement")
 
@@ -166,8 +174,8 @@ class EncoderConfig:
 
     @property
     def causal(self) -> bool:
-        """Whether no mixer looks ahead."""
-        return all(is_causal(block.mixer) for block in self.blocks)
+        """Whether the encoder can be read in pieces: no mixer looks ahead, and no strand begins at the end."""
+        return self.complement is None and all(is_causal(block.mixer) for block in self.blocks)
 
     @property
     def output_size(self) -> int:

@@ -114,6 +114,9 @@ class FixedWindowConfig:
     target: float = 1e-2
     shift: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_window("FixedWindowConfig", self.decay, self.target)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedWindowConfig:
@@ -128,8 +131,12 @@ class LearnedWindowConfig:
     shift: float = 0.0
 
     def __post_init__(self) -> None:
-        positive("LearnedWindowConfig", fastest=self.decay[0], slowest=self.decay[1])
-        require(0 < self.target < 1, "LearnedWindowConfig.target is impossible", self.target, "0 < target < 1")
+        _check_window("LearnedWindowConfig", self.decay, self.target)
+
+
+def _check_window(owner: str, decay: tuple[float, float], target: float) -> None:
+    positive(owner, fastest=decay[0], slowest=decay[1])
+    require(0 < target < 1, f"{owner}.target is impossible", target, "0 < target < 1")
 
 
 WindowConfig: TypeAlias = FixedWindowConfig | LearnedWindowConfig

@@ -25,7 +25,7 @@ class Backbone(nn.Module, ABC):
     def __init__(self, config: BackboneConfig, embedding: nn.Module) -> None:
         super().__init__()
         self.config: Any = config
-        self._fingerprint, self._limit, self._causal = fingerprint(config), config.max_length, config.causal
+        self._fingerprint, self._limit = fingerprint(config), config.max_length
         self.checkpoint_activations = False
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.embedding = embedding
@@ -87,6 +87,8 @@ class Backbone(nn.Module, ABC):
         StateError when the batch differs or a row outgrows the state.
         """
         self._check_input(x)
+        if not isinstance(state, ModelState):
+            raise StateError("there is no state to extend", given=type(state).__name__, fix="use model.init_state")
         if state.batch != x.shape[0]:
             raise StateError(
                 "the state has another number of rows than the input",

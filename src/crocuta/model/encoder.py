@@ -132,15 +132,15 @@ def pool(
     own = place < count
     match config:
         case MeanPoolingConfig():
-            weights = own / count
+            weights = own.to(x.dtype) / count
         case LastPoolingConfig(positions=positions):
             own = own & (place >= count - positions)
-            weights = own / own.sum(1, keepdim=True)
+            weights = own.to(x.dtype) / own.sum(1, keepdim=True)
         case AttentionPoolingConfig():
             assert query is not None
             weights = (x @ query.to(x.dtype)).masked_fill(~own, -torch.inf).softmax(1)
     kept = x.masked_fill(~own[:, :, None], 0)  # a weight of zero would not silence a NaN
-    return (weights.to(x.dtype)[:, None] @ kept)[:, 0]
+    return (weights[:, None] @ kept)[:, 0]
 
 
 def reverse_rows(x: Float[Tensor, "b l *d"] | Int[Tensor, "b l"], lengths: Int[Tensor, " b"]) -> Tensor:

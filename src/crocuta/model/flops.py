@@ -11,7 +11,7 @@ For l tokens and d channels:
 | modal filter, chunked     | d · (c + 1 + 4 m) a token: inside a block of c, into and out of a state of m numbers |
 |                           | and d · 8 n (complex, m = 2 n) or d · 2 n (real, m = n) a block: from state to state |
 | filter by FFT of length f | d · (5 f log2 f + 3 f): two real transforms and a product                         |
-| outer products of a head  | 4 · d · N for heads of N channels: the products, and their sum with the query     |
+| outer products of a head  | 3 · d · N for heads of N channels: the products, and their sum with the query     |
 
 What is not there is not counted: zeros above a causal diagonal, padding. Nor is work that is small (element by element:
 norms, activations, gates, biases, residuals, rotary angles, softmax, pooling) or done once for any number of sequences
@@ -182,7 +182,7 @@ def _filtered_channels(mixer: HyenaKind, d: int) -> int:
 
 def _product_flops(mixer: HyenaKind, d: int) -> int:
     """Of a token: outer products and their sums."""
-    return 4 * d * (d // mixer.num_heads) if isinstance(mixer, MultiHeadHyenaConfig) else 0
+    return 3 * d * (d // mixer.num_heads) if isinstance(mixer, MultiHeadHyenaConfig) else 0
 
 
 def _filter_flops(filter_: FilterConfig, length: int) -> float:
