@@ -232,8 +232,11 @@ def implicit_taps(
         numbers = places or list(range(groups))
         rows.append(taps * torch.stack([_window(filter_, i, c, numbers[c], of or groups) for c in range(groups)]))
     taps = torch.stack(rows, dim=1)
-    if config.normalise:
-        taps = torch.stack([row / sum(abs(float(tap)) for tap in row) for row in taps])
+    match config.normalise:
+        case "absolute":
+            taps = torch.stack([row / sum(abs(float(tap)) for tap in row) for row in taps])
+        case "energy":
+            taps = torch.stack([row / sum(float(tap) ** 2 for tap in row) ** 0.5 for row in taps])
     return taps
 
 

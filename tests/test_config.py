@@ -71,7 +71,7 @@ filters = st.one_of(
         groups=groups,
         output_bias=st.booleans(),
         bound=st.booleans(),
-        normalise=st.booleans(),
+        normalise=st.sampled_from([None, "absolute", "energy"]),
     ),
     st.builds(ComplexModalFilterConfig, modes=counts, groups=groups, poles=poles, timescales=pairs),
     st.builds(RealModalFilterConfig, modes=counts, groups=groups, poles=poles, timescales=pairs),

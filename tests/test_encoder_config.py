@@ -58,7 +58,7 @@ filters = st.one_of(
         activation=st.just(ReLUConfig()),
         window=st.sampled_from([None, LearnedWindowConfig(shift=0.1), FixedWindowConfig(shift=0.1)]),
         bound=st.booleans(),
-        normalise=st.booleans(),
+        normalise=st.sampled_from([None, "absolute", "energy"]),
     ),
 )
 mixers = st.one_of(

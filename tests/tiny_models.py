@@ -66,7 +66,7 @@ FILTERS: dict[str, FilterConfig] = {
         groups=4,
         output_bias=True,
         bound=True,
-        normalise=True,
+        normalise="absolute",
     ),
 }
 ATTENTION: dict[str, AttentionConfig] = {

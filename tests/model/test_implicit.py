@@ -81,7 +81,7 @@ def test_positions_activations_and_windows(positions, activation, window):
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("bound", "normalise", "output_bias", "groups"),
-    list(itertools.product([True, False], [True, False], [True, False], [None, 2])),
+    list(itertools.product([True, False], [None, "absolute", "energy"], [True, False], [None, 2])),
 )
 def test_bound_normalise_bias_and_groups(bound, normalise, output_bias, groups):
     parts = {"bound": bound, "normalise": normalise, "output_bias": output_bias, "groups": groups}
@@ -116,7 +116,7 @@ def test_gradients(window, activation):
         activation=ACTIVATIONS[activation],
         window=WINDOWS[window],
         positions=BandsConfig(trained=True),
-        normalise=True,
+        normalise="energy",
         bound=True,
         output_bias=True,
         groups=3,
@@ -138,7 +138,7 @@ def test_gradients(window, activation):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("normalise", [None, "absolute", "energy"])
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_taps_do_not_depend_on_the_length(positions, normalise):
     filter_ = filter_of(positions=POSITIONS[positions], normalise=normalise, window=WINDOWS["learned"])
@@ -150,7 +150,7 @@ def test_taps_do_not_depend_on_the_length(positions, normalise):
 @torch.no_grad()
 @pytest.mark.parametrize("window", WINDOWS)
 def test_normalised_filters_sum_to_one_and_enlarge_nothing(window):
-    filter_ = filter_of(window=WINDOWS[window], normalise=True, output_bias=True)
+    filter_ = filter_of(window=WINDOWS[window], normalise="absolute", output_bias=True)
     sums = filter_.taps(LONGEST).abs().sum(1)
     torch.testing.assert_close(sums, torch.ones_like(sums), rtol=1e-12, atol=0)
     assert (filter_.taps(LONGEST // 2).abs().sum(1) < 1).all()
@@ -159,8 +159,20 @@ def test_normalised_filters_sum_to_one_and_enlarge_nothing(window):
 
 
 @torch.no_grad()
-def test_a_silent_filter_is_normalised_to_zeros():
-    filter_ = filter_of(normalise=True)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_filters_of_one_energy_keep_the_size_of_noise(window):
+    filter_ = filter_of(window=WINDOWS[window], normalise="energy", output_bias=True)
+    energy = filter_.taps(LONGEST).square().sum(1)
+    torch.testing.assert_close(energy, torch.ones_like(energy), rtol=1e-12, atol=0)
+    noise = torch.randn(4_000, LONGEST, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    last = filter_.convolve(noise, None)[:, -1]
+    assert float(last.square().mean()) == pytest.approx(1.0, rel=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("normalise", ["absolute", "energy"])
+def test_a_silent_filter_is_normalised_to_zeros(normalise):
+    filter_ = filter_of(normalise=normalise)
     filter_.output.weight.zero_()
     assert torch.equal(filter_.taps(LONGEST), torch.zeros(6, LONGEST, dtype=torch.float64))
 

@@ -167,8 +167,9 @@ class ImplicitFilterConfig:
     """A bias of the MLP's last layer (Edifice)."""
     bound: bool = False
     """tanh of the MLP's output, before the window (the deep dive)."""
-    normalise: bool = False
-    """Divide each filter by Σ|h[t]| over max_length, so that no output exceeds the largest input.
+    normalise: Literal["absolute", "energy"] | None = None
+    """Divide each filter, over max_length, by Σ|h[t]|, so that no output exceeds the largest input but long filters are
+    quiet (white noise leaves them smaller by √length), or by √Σ h[t]², so that white noise keeps its size.
 
     Over time; the ``normalized`` of safari's code divides by the sum over channels.
     """

@@ -132,7 +132,7 @@ def _initialise_implicit(filter_: ImplicitFilter, generator: torch.Generator) ->
     if filter_.output.bias is not None:  # no constant tap: it would make the mean of all earlier inputs dominate
         filter_.output.bias.zero_()
         filter_.output.bias.copy_(-filter_.mean())
-    if not filter_.config.bound and not filter_.config.normalise:
+    if not filter_.config.bound and filter_.config.normalise is None:
         scale = filter_.energy().rsqrt().nan_to_num(posinf=1.0)
         filter_.output.weight.mul_(scale[:, None])
         if filter_.output.bias is not None:

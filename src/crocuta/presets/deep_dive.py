@@ -41,7 +41,7 @@ def deep_dive_hyena(
         window=LearnedWindowConfig(),
         output_bias=True,
         bound=True,
-        normalise=True,
+        normalise="energy",
     )
     mixer = OrderNHyenaConfig(
         filter=implicit,

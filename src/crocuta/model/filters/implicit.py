@@ -82,10 +82,11 @@ class ImplicitFilter(Filter):
 
     @full_precision
     def _make_taps(self, like: Tensor, length: int) -> Float[Tensor, "g k"]:
-        if not self.config.normalise:
+        if self.config.normalise is None:
             return self._unnormalised(like, length).t().contiguous()
         taps = self._unnormalised(like, self.config.max_length)  # the norm is that of the whole filter
-        return (taps[:length] / taps.abs().sum(0).clamp(min=torch.finfo(taps.dtype).tiny)).t().contiguous()
+        size = taps.abs().sum(0) if self.config.normalise == "absolute" else taps.square().sum(0).sqrt()
+        return (taps[:length] / size.clamp(min=torch.finfo(taps.dtype).tiny)).t().contiguous()
 
     def _unnormalised(self, like: Tensor, length: int, step: int = 1) -> Float[Tensor, "k g"]:
         """Every ``step``-th tap of the first ``length``: the MLP over positions in the dtype and place of ``like``."""
