@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from crocuta.config import ModelConfig
+from crocuta.config import EncoderConfig, ModelConfig
 from crocuta.model import count
-from crocuta.presets import PRESETS, preset
+from crocuta.presets import PRESETS, encoder_preset, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -73,3 +73,29 @@ def test_a_file_comes_before_a_preset(run, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny-modal").write_text(json.dumps(preset("tiny-explicit").to_json()))
     assert json.loads(run("inspect", "tiny-modal", "--json").out)["parameters"]["total"] == 44_128
+
+
+def test_a_model_that_looks_ahead_has_no_state(run, tmp_path) -> None:
+    file = tmp_path / "both.json"
+    mixer = {"type": "hyena_bidirectional", "filter": {"type": "explicit", "taps": 5}}
+    blocks = [{"mixer": mixer, "mlp": None}]
+    file.write_text(json.dumps({"vocab_size": 16, "hidden_size": 8, "blocks": blocks}))
+    report = json.loads(run("inspect", file, "--json", "-l", 9).out)
+    (entry,) = report["lengths"]
+    assert (entry["decode_flops_per_token"], entry["state_bytes"]) == (None, {"fp32": None, "bf16": None})
+    assert entry["forward_flops"] > 0
+    assert not report["state_is_constant"]
+    out = run("inspect", file, "-l", 9).out
+    assert out.endswith("This model looks ahead: it cannot generate.\n")
+    assert "decode" not in out
+
+
+@pytest.mark.parametrize(("name", "total"), [("edifice-hyena", 4_457_472), ("edifice-striped-hyena", 4_376_832)])
+def test_encoders_by_name(run, name, total) -> None:
+    out = run("inspect", name).out
+    assert out.startswith(f"{name}: 4.")
+    assert "an encoder of 287 features, last pooling" in out
+    assert f"total {total:,} 100.0%" in [" ".join(line.split()) for line in out.splitlines()]
+    report = json.loads(run("inspect", name, "--json").out)
+    assert report["parameters"]["total"] == total
+    assert EncoderConfig.from_json(report["config"]) == encoder_preset(name)

@@ -29,6 +29,7 @@ from crocuta.checkpoints.families import evo2_layout, hyenadna, stripedhyena
 from crocuta.checkpoints.families.evo2_layout import Layout2
 from crocuta.checkpoints.families.stripedhyena import HF_PREFIX, Layout1
 from crocuta.checkpoints.files import write_tensors
+from crocuta.checkpoints.format import FilterLayout
 from crocuta.checkpoints.keymap import KeyMap
 from crocuta.checkpoints.load import load, load_stored
 from crocuta.config import (
@@ -65,6 +66,7 @@ def convert(
     dtype: torch.dtype | None = None,
     fp8: Literal["auto", "off"] = "auto",
     keep_padding: bool = False,
+    filter_layout: FilterLayout | None = None,
 ) -> None:
     """Write the checkpoint ``source`` as the new folder ``destination`` in the layout ``to``, whole or not at all.
 
@@ -79,7 +81,7 @@ def convert(
     if to not in TARGETS:
         raise InputError("unknown layout", given=repr(to), expected=", ".join(TARGETS))
     target = _new_path(destination)
-    model, tokenizer = load_stored(source, dtype=dtype, fp8=fp8, keep_padding=keep_padding)
+    model, tokenizer = load_stored(source, dtype=dtype, fp8=fp8, keep_padding=keep_padding, filter_layout=filter_layout)
     if to == "native":
         native.save(model, tokenizer, target)
         return
@@ -115,12 +117,13 @@ def verify(
     *,
     dtype: torch.dtype | None = None,
     fp8: Literal["auto", "off"] = "auto",
+    filter_layout: FilterLayout | None = None,
 ) -> float:
     """The largest difference between the logits of two checkpoints on fixed random sequences, one model at a time.
 
     Raises CheckpointError if it is more than 1e-4 of the largest logit, and all that ``load`` raises.
     """
-    first = _probe(*load(source, dtype=dtype, fp8=fp8, precision="exact"))
+    first = _probe(*load(source, dtype=dtype, fp8=fp8, precision="exact", filter_layout=filter_layout))
     second = _probe(*load(destination, dtype=dtype, fp8=fp8, precision="exact"))
     if first.shape != second.shape:
         given = f"logits of shapes {list(first.shape)} and {list(second.shape)}"

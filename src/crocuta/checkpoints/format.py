@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -30,12 +30,17 @@ class TensorSource(Protocol):
     def close(self) -> None: ...
 
 
+FilterLayout: TypeAlias = Literal["interleaved", "by_convolution"]
+"""Which output of a filter network is filter c of convolution i, of C: c · C + i, or i · channels + c."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
     """What a user may choose about a published checkpoint, see ``load``."""
 
     fp8: Literal["auto", "off"] = "auto"
     keep_padding: bool = False
+    filter_layout: FilterLayout | None = None
 
 
 class Contents(NamedTuple):

@@ -6,14 +6,14 @@ import dataclasses
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from crocuta.checkpoints.families import evo2, hyenadna, savanna, stripedhyena
 from crocuta.checkpoints.files import TensorInfo, all_finite
-from crocuta.checkpoints.format import Contents, Format, ReadOptions, TensorSource
+from crocuta.checkpoints.format import Contents, FilterLayout, Format, ReadOptions, TensorSource
 from crocuta.checkpoints.hub import looks_like_hub_name, resolve
 from crocuta.checkpoints.keymap import SHOWN, Entry, KeyMap
 from crocuta.checkpoints.native import NATIVE, check_vocabulary
@@ -51,6 +51,7 @@ def load(
     fp8: Literal["auto", "off"] = "auto",
     precision: Literal["exact", "upstream"] | None = None,
     keep_padding: bool = False,
+    filter_layout: FilterLayout | None = None,
     unstable: Literal["warn", "refuse"] = "warn",
     revision: str | None = None,
 ) -> tuple[Model, Tokenizer | None]:
@@ -69,6 +70,9 @@ def load(
             ours was saved, "exact" for all others.
         keep_padding: keep the units of gated MLPs that were added as zeros (Evo 2, 1M context); else they are
             sliced away, which changes no output.
+        filter_layout: which code trained a HyenaDNA or safari model of order 3 or above, as its weights are another
+            function in each: "interleaved" (the training code of both) or "by_convolution" (their standalone files).
+            None refuses such a model; no other asks.
         unstable: what to do about filters whose poles are not inside the unit circle: warn, or refuse.
         revision: branch, tag or commit of a name; None: the pinned one.
 
@@ -77,10 +81,11 @@ def load(
         MissingExtraError: a name, without the package huggingface_hub.
         WeightsFormatError: no known format, or several; or a broken file; or missing, unexpected, misshapen or
             non-finite weights, all named; or poles with |p| >= 1 where these are refused.
-        ConfigError: the configuration describes no model.
+        ConfigError: the configuration describes no model, or several, and no ``filter_layout`` says which.
         TokenizerError: the tokenizer is broken, or larger than the model's vocabulary.
     """
-    return _load(path, device, dtype, ReadOptions(fp8=fp8, keep_padding=keep_padding), precision, unstable, revision)
+    options = ReadOptions(fp8=fp8, keep_padding=keep_padding, filter_layout=filter_layout)
+    return _load(path, device, dtype, options, precision, unstable, revision)
 
 
 def load_encoder(
@@ -106,10 +111,16 @@ def load_encoder(
 
 
 def load_stored(
-    path: str | Path, *, dtype: torch.dtype | None, fp8: Literal["auto", "off"], keep_padding: bool
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None,
+    fp8: Literal["auto", "off"],
+    keep_padding: bool,
+    filter_layout: FilterLayout | None,
 ) -> tuple[Model, Tokenizer | None]:
     """``load`` with every matrix in the dtype that it was stored in: to be written again, not always to be run."""
-    return _load(path, "cpu", dtype, ReadOptions(fp8=fp8, keep_padding=keep_padding), None, "warn", None, uniform=False)
+    options = ReadOptions(fp8=fp8, keep_padding=keep_padding, filter_layout=filter_layout)
+    return _load(path, "cpu", dtype, options, None, "warn", None, uniform=False)
 
 
 def _load(
@@ -127,6 +138,11 @@ def _load(
     for name, value, known in (
         ("fp8", options.fp8, ("auto", "off")),
         ("precision", precision or "exact", ("exact", "upstream")),
+        (
+            "filter_layout",
+            "interleaved" if options.filter_layout is None else options.filter_layout,
+            get_args(FilterLayout),
+        ),
         ("unstable", unstable, ("warn", "refuse")),
     ):
         if value not in known:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from crocuta.cli.options import FP8, Dtype, torch_dtype
+from crocuta.cli.options import FP8, Dtype, FilterLayout, torch_dtype
 
 
 def convert(
@@ -27,6 +27,7 @@ def convert(
     ] = False,
     fp8: FP8 = "auto",
     dtype: Dtype = None,
+    filter_layout: FilterLayout = None,
 ) -> None:
     """Rewrite a checkpoint in another layout; the weights keep their bits, unless --dtype casts them.
 
@@ -34,8 +35,18 @@ def convert(
     """
     from crocuta.checkpoints import convert as conversion
 
-    conversion.convert(source, destination, to, dtype=torch_dtype(dtype), fp8=fp8, keep_padding=keep_padding)
+    conversion.convert(
+        source,
+        destination,
+        to,
+        dtype=torch_dtype(dtype),
+        fp8=fp8,
+        keep_padding=keep_padding,
+        filter_layout=filter_layout,
+    )
     typer.echo(destination)
     if verify:
-        difference = conversion.verify(source, destination, dtype=torch_dtype(dtype), fp8=fp8)
+        difference = conversion.verify(
+            source, destination, dtype=torch_dtype(dtype), fp8=fp8, filter_layout=filter_layout
+        )
         typer.echo(f"logits differ by at most {difference:.3g}")

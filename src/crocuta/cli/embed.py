@@ -13,6 +13,7 @@ from crocuta.cli.options import (
     Device,
     Dtype,
     Files,
+    FilterLayout,
     KeepCase,
     MaxMemory,
     ModelPath,
@@ -53,6 +54,7 @@ def embed(
     dtype: Dtype = None,
     fp8: FP8 = "auto",
     precision: Precision = None,
+    filter_layout: FilterLayout = None,
 ) -> None:
     """Embed sequences: a vector for each record, float32.
 
@@ -66,7 +68,7 @@ def embed(
         raise typer.BadParameter("npz is not for a terminal: name a file, or redirect", param_hint="'--output'")
     limit = memory_size(max_memory)
     records = read_records(inputs(files), keep_case=keep_case)
-    loaded, tokenizer = load_model(model, device, dtype, fp8, precision)
+    loaded, tokenizer = load_model(model, device, dtype, fp8, precision, filter_layout)
 
     from crocuta.cli.records import batched, encode, naming
     from crocuta.inference.embed import embed as embed_sequences

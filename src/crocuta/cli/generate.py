@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
-from crocuta.cli.options import FP8, Device, Dtype, MaxMemory, ModelPath, Output, Precision, load_model, memory_size
+from crocuta.cli.options import (
+    FP8,
+    Device,
+    Dtype,
+    FilterLayout,
+    MaxMemory,
+    ModelPath,
+    Output,
+    Precision,
+    load_model,
+    memory_size,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +71,7 @@ def generate(
     dtype: Dtype = None,
     fp8: FP8 = "auto",
     precision: Precision = None,
+    filter_layout: FilterLayout = None,
 ) -> None:
     """Generate text that continues prompts.
 
@@ -74,7 +86,7 @@ def generate(
     if (state or save_state) and (len(prompts) > 1 or samples > 1 or format not in (None, "text")):
         raise typer.BadParameter("a state is that of one prompt, one sample and --format text", param_hint="'--state'")
     limit = memory_size(max_memory)
-    loaded, tokenizer = load_model(model, device, dtype, fp8, precision)
+    loaded, tokenizer = load_model(model, device, dtype, fp8, precision, filter_layout)
 
     from crocuta.inference.sampling import SamplingConfig
 

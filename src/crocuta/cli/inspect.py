@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crocuta.cli.options import FilterLayout
 from crocuta.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,17 +29,18 @@ def inspect(
         bool, typer.Option("--kernels", help="Which kernels would run, and why not the others.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as one JSON object.")] = False,
+    filter_layout: FilterLayout = None,
 ) -> None:
     """Show a model's parts and what they cost, from its configuration alone.
 
     Parameters, operations (FLOPs) of training and of generation, bytes of weights and of the state of a sequence.
     """
-    config = read_target(target)
+    config = read_target(target, filter_layout)
     report = describe(config, _lengths(config, length or ()))
     typer.echo(json.dumps(report, indent=2) if as_json else render(target, report, kernels=kernels))
 
 
-def read_target(target: str) -> BackboneConfig:
+def read_target(target: str, filter_layout: FilterLayout = None) -> BackboneConfig:
     """The configuration of a file, a folder or, where there is neither, a preset. Raises ConfigError and others."""
     from crocuta.config import EncoderConfig, ModelConfig
     from crocuta.presets import ENCODERS, encoder_preset, preset
@@ -49,7 +51,7 @@ def read_target(target: str) -> BackboneConfig:
         from crocuta.checkpoints.format import ReadOptions
         from crocuta.checkpoints.load import find_format
 
-        contents = find_format(path).read(path, ReadOptions())
+        contents = find_format(path).read(path, ReadOptions(filter_layout=filter_layout))
         contents.tensors.close()
         return contents.config
     if path.exists():
@@ -107,15 +109,19 @@ def describe(config: BackboneConfig, lengths: list[int]) -> dict[str, Any]:
         "parameters": {"total": sum(parts.values()), **parts},
         "weight_bytes": {name: count.weight_bytes(config, dtype) for name, dtype in dtypes.items()},
         "blocks": [dataclasses.asdict(kind) for kind in count.block_kinds(config)],
-        "state_is_constant": count.state_is_constant(config),
+        "causal": config.causal,
+        "state_is_constant": config.causal and count.state_is_constant(config),
         "lengths": [
             {
                 "length": length,
                 "forward_flops": flops.forward_flops(config, length),
                 "training_flops_per_token": flops.training_flops(config, length) / length,
                 "prefill_flops_per_token": flops.forward_flops(config, length) / length,
-                "decode_flops_per_token": flops.decode_flops(config, length),
-                "state_bytes": {name: count.state_bytes(config, length, dtype) for name, dtype in dtypes.items()},
+                "decode_flops_per_token": flops.decode_flops(config, length) if config.causal else None,
+                "state_bytes": {
+                    name: count.state_bytes(config, length, dtype) if config.causal else None
+                    for name, dtype in dtypes.items()
+                },
             }
             for length in lengths
         ],
@@ -189,6 +195,8 @@ def _length_table(report: dict[str, Any]) -> str:
         flops = [entry[f"{kind}_flops_per_token"] for kind in ("training", "prefill", "decode")]
         state = entry["state_bytes"]
         rows.append([f"{entry['length']:,}", *map(_number, flops), _bytes(state["fp32"]), _bytes(state["bf16"])])
+    if not report["causal"]:
+        return _table([row[:3] for row in rows], left=set()) + "\n\nThis model looks ahead: it cannot generate."
     return _table(rows, left=set())
 
 
@@ -225,14 +233,18 @@ def _ranges(layers: tuple[int, ...]) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
     for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:.3g} {letter}" if value < 999.5 * limit else f"{value / limit:,.0f} {letter}"
     return f"{value:.0f}"
 
 
-def _bytes(value: int) -> str:
+def _bytes(value: int | None) -> str:
+    if value is None:
+        return "-"
     for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
         if value >= 1 << shift:
             return f"{value / (1 << shift):.4g} {unit}"

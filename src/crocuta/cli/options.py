@@ -44,6 +44,15 @@ Precision = Annotated[
     Literal["exact", "upstream"] | None,
     typer.Option(help="upstream: round where the published code rounds.  [default: as saved, else exact]"),
 ]
+FilterLayout = Annotated[
+    Literal["interleaved", "by_convolution"] | None,
+    typer.Option(
+        "--filter-layout",
+        help="What trained a HyenaDNA of order 3 or above: interleaved, the training code; by_convolution, the "
+        "standalone file.",
+        show_default=False,
+    ),
+]
 MaxMemory = Annotated[
     str | None,
     typer.Option(
@@ -76,6 +85,7 @@ def load_model(
     dtype: DtypeName | None,
     fp8: Literal["auto", "off"] = "auto",
     precision: Literal["exact", "upstream"] | None = None,
+    filter_layout: Literal["interleaved", "by_convolution"] | None = None,
 ) -> tuple[Model, Tokenizer]:
     """The model and its tokenizer, ready to use; a note goes to standard error if its results are unverified.
 
@@ -84,7 +94,14 @@ def load_model(
     """
     from crocuta.checkpoints.load import load
 
-    model, tokenizer = load(path, device=choose_device(device), dtype=torch_dtype(dtype), fp8=fp8, precision=precision)
+    model, tokenizer = load(
+        path,
+        device=choose_device(device),
+        dtype=torch_dtype(dtype),
+        fp8=fp8,
+        precision=precision,
+        filter_layout=filter_layout,
+    )
     if tokenizer is None:
         raise TokenizerError(
             f"the model of {path} has no tokenizer",

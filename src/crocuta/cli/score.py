@@ -11,6 +11,7 @@ from crocuta.cli.options import (
     Device,
     Dtype,
     Files,
+    FilterLayout,
     KeepCase,
     MaxMemory,
     ModelPath,
@@ -40,6 +41,7 @@ def score(
     dtype: Dtype = None,
     fp8: FP8 = "auto",
     precision: Precision = None,
+    filter_layout: FilterLayout = None,
 ) -> None:
     """Score sequences: natural log-likelihood, in total and a token, of each record.
 
@@ -53,7 +55,7 @@ def score(
         raise typer.BadParameter("per-token scores need jsonl", param_hint="'--format'")
     limit = memory_size(max_memory)
     records = read_records(inputs(files), keep_case=keep_case)
-    loaded, tokenizer = load_model(model, device, dtype, fp8, precision)
+    loaded, tokenizer = load_model(model, device, dtype, fp8, precision, filter_layout)
 
     from crocuta.inference.score import score as score_sequences
 

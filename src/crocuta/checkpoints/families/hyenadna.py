@@ -16,8 +16,9 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor
 
+from crocuta.checkpoints.families import hyenadna_order
 from crocuta.checkpoints.files import TensorInfo
-from crocuta.checkpoints.format import Contents, Format, ReadOptions, TensorSource
+from crocuta.checkpoints.format import Contents, FilterLayout, Format, ReadOptions, TensorSource
 from crocuta.checkpoints.keymap import Entry, Flip, KeyMap, Layout, Squeeze
 from crocuta.checkpoints.settings import MAX_LAYERS, Settings, peek_settings, read_settings
 from crocuta.checkpoints.sources import TorchSource, has_hugging_face_weights, open_hugging_face, state_dict_of
@@ -30,6 +31,7 @@ from crocuta.config import (
     ImplicitFilterConfig,
     LayerNormConfig,
     ModelConfig,
+    OrderNHyenaConfig,
     PlainMLPConfig,
     SineConfig,
 )
@@ -39,7 +41,10 @@ from crocuta.tokenizers.dna import DNATokenizer
 
 NORM_EPS: Final = 1e-5
 WINDOW_SHIFT: Final = 0.05
-"""Of the standalone file and the port; the training repository says 0, and published it with neither."""
+"""Of the standalone file and the port; the training repository says 0, and published it with neither.
+
+A filter layout names the code, and so its window: "interleaved" has the 0 of the training repository.
+"""
 
 _WINDOW: Final = {"fast_decay_pct": 0.3, "slow_decay_pct": 1.5, "target": 1e-2}
 
@@ -78,6 +83,7 @@ _EXPLAINED: Final = {
     r".*(norm\d|in_proj|out_proj)\..*": "d_model, n_layer",
     r".*short_filter\..*": "short_filter_order, local_order",
     r".*implicit_filter\..*": "filter_order, emb_dim, num_inner_mlps",
+    r".*(in_proj|short_filter|filter_fn)\..*": "order",
     r".*pos_emb\..*": "l_max (max_seq_len), emb_dim",
 }
 _JUNK: Final = (
@@ -99,8 +105,11 @@ def key_map(config: ModelConfig, prefix: str) -> KeyMap:
     for index, block in enumerate(config.blocks):
         start = f"{prefix}backbone.layers.{index}."
         names = _BLOCK | _filter_names(_implicit(block))
-        for ours, theirs in names.items():
-            entries.append(Entry(f"blocks.{index}.{ours}", start + theirs, _LAYOUTS.get(ours, ())))
+        found = [Entry(f"blocks.{index}.{our}", start + their, _LAYOUTS.get(our, ())) for our, their in names.items()]
+        if isinstance(block.mixer, OrderNHyenaConfig):
+            entries.extend(hyenadna_order.entries_of(block.mixer, config.hidden_size, found))
+        else:
+            entries.extend(found)
         if not _trained(_implicit(block)):  # then those of the file are those of the formula
             junk.append(re.escape(f"{start}mixer.filter_fn.pos_emb.z"))
         for layer in range(1, _implicit(block).inner_layers + 1):
@@ -111,7 +120,7 @@ def key_map(config: ModelConfig, prefix: str) -> KeyMap:
 
 
 def _implicit(block: BlockConfig) -> ImplicitFilterConfig:
-    assert isinstance(block.mixer, HyenaConfig)
+    assert isinstance(block.mixer, HyenaConfig | OrderNHyenaConfig)
     assert isinstance(block.mixer.filter, ImplicitFilterConfig)
     return block.mixer.filter
 
@@ -160,12 +169,12 @@ class _Plain:
 # --- configuration ---------------------------------------------------------------------------------------------
 
 
-def original_config(settings: Settings) -> ModelConfig:
+def original_config(settings: Settings, filter_layout: FilterLayout | None = None) -> ModelConfig:
     """The model of a config.json of the training repository."""
     layer = settings.section("layer")
     layer.refuse("_name_", "hyena", "only Hyena layers are known")
     layer.refuse("modulate", True, "every published model has the window")
-    layer.refuse("order", 2, "only order 2 was published")
+    order = hyenadna_order.read_order(layer, filter_layout)
     for key in ("bidirectional", "linear_mixer", "normalized"):
         layer.refuse(key, False, "no published model has it")
     for key in ("inner_factor", "num_blocks"):
@@ -176,38 +185,33 @@ def original_config(settings: Settings) -> ModelConfig:
     # local_order is in every file and read by no code of the publisher.
     names = {"max_length": "l_max", "frequency": "w", "short_taps": "short_filter_order"}
     eps = settings.number("layer_norm_epsilon", NORM_EPS)
-    return _config(settings, layer, names, norm_eps=(eps, eps), multiple=1, tied=True)
+    interleaved = order > 2 and filter_layout == "interleaved"
+    mixer = _mixer(layer, names, 0.0 if interleaved else WINDOW_SHIFT)
+    config = _config(settings, mixer, norm_eps=(eps, eps), multiple=1, tied=True)
+    if order == 2:
+        return config
+    dropout = _dropout(layer, "dropout", 0.0)
+    mixer_n = hyenadna_order.mixer_config(mixer, order, interleaved=interleaved, dropout=dropout)
+    return dataclasses.replace(config, blocks=tuple(dataclasses.replace(b, mixer=mixer_n) for b in config.blocks))
 
 
 def port_config(settings: Settings) -> ModelConfig:
     """The model of a config.json of the Hugging Face port."""
-    settings.refuse("hyena_order", 2, "only order 2 was published")
+    settings.refuse("hyena_order", 2, "the port makes filters for one convolution, whatever it says")
     settings.refuse("short_filter_order", 3, "the port pads for 3, whatever it says: other orders see the future")
     names = {"max_length": "max_seq_len", "frequency": "activation_freq", "short_taps": "short_filter_order"}
     # The port gives its epsilon to the last norm alone.
     norm_eps = NORM_EPS, settings.number("layer_norm_epsilon", NORM_EPS)
     tied = settings.flag("tie_word_embeddings", False)
-    return _config(settings, settings, names, norm_eps=norm_eps, multiple=8, tied=tied)
+    return _config(settings, _mixer(settings, names, WINDOW_SHIFT), norm_eps=norm_eps, multiple=8, tied=tied)
 
 
 def _config(
-    settings: Settings,
-    layer: Settings,
-    names: Mapping[str, str],
-    *,
-    norm_eps: tuple[float, float],
-    multiple: int,
-    tied: bool,
+    settings: Settings, mixer: HyenaConfig, *, norm_eps: tuple[float, float], multiple: int, tied: bool
 ) -> ModelConfig:
     """``norm_eps`` of the blocks and at the end; ``multiple`` that pads the vocabulary where nothing else is said."""
     width = settings.size("d_model")
     multiple = settings.size("pad_vocab_size_multiple", multiple)
-    mixer = HyenaConfig(
-        filter=_filter_config(layer, names),
-        short_taps=layer.size(names["short_taps"], 3),
-        short_bias=True,
-        projection_bias=True,
-    )
     block = BlockConfig(
         mixer=mixer,
         mlp=PlainMLPConfig(intermediate_size=settings.size("d_inner", 4 * width)),
@@ -219,11 +223,19 @@ def _config(
         blocks=(block,) * settings.size("n_layer", most=MAX_LAYERS),
         norm=LayerNormConfig(eps=norm_eps[1]),
         tie_embeddings=tied,
-        embedding_dropout=_dropout(settings),
+        embedding_dropout=_dropout(settings, "embed_dropout", 0.1),
     )
 
 
-def _filter_config(layer: Settings, names: Mapping[str, str]) -> ImplicitFilterConfig:
+def _mixer(layer: Settings, names: Mapping[str, str], shift: float) -> HyenaConfig:
+    """Of order 2; ``shift`` of the window where ``layer`` says none."""
+    filter_, short_taps = _filter_config(layer, names, shift), layer.size(names["short_taps"], 3)
+    return HyenaConfig(filter=filter_, short_taps=short_taps, short_bias=True, projection_bias=True)
+
+
+def _filter_config(layer: Settings, names: Mapping[str, str], shift: float) -> ImplicitFilterConfig:
+    if layer.has("shift"):
+        shift = 0.0 if layer.values["shift"] == 0 else layer.number("shift")
     inner = 0 if layer.values.get("num_inner_mlps") == 0 else layer.size("num_inner_mlps", 2, most=100)
     config = partial(
         ImplicitFilterConfig,
@@ -232,7 +244,7 @@ def _filter_config(layer: Settings, names: Mapping[str, str]) -> ImplicitFilterC
         inner_layers=inner,
         wide_positions=False,
         activation=SineConfig(frequency=layer.number(names["frequency"], 1.0)),
-        window=FixedWindowConfig(shift=0.0 if layer.values.get("shift") == 0 else layer.number("shift", WINDOW_SHIFT)),
+        window=FixedWindowConfig(shift=shift),
     )
     try:
         return config(positions=BandsConfig(features=layer.size("emb_dim", 3)))
@@ -240,11 +252,11 @@ def _filter_config(layer: Settings, names: Mapping[str, str]) -> ImplicitFilterC
         raise ConfigError(f"{layer.path}: {error.what}", given=error.given, expected=error.expected) from error
 
 
-def _dropout(settings: Settings) -> float:
-    """Of the embedding, while training."""
-    value = settings.values.get("embed_dropout", 0.1)
+def _dropout(settings: Settings, key: str, default: float) -> float:
+    """A share that is dropped while training."""
+    value = settings.values.get(key, default)
     if type(value) not in (int, float) or not 0 <= value < 1:
-        raise settings.error("embed_dropout", value, "0 <= dropout < 1")
+        raise settings.error(key, value, "0 <= dropout < 1")
     return float(value)
 
 
@@ -261,7 +273,7 @@ def _with_stored_features(config: ModelConfig, prefix: str, source: TensorSource
         name = f"{prefix}backbone.layers.{index}.mixer.filter_fn.pos_emb.z"
         filter_ = _implicit(block)
         if name in source.infos and not _is_formula(filter_, source, name):
-            assert isinstance(block.mixer, HyenaConfig)
+            assert isinstance(block.mixer, HyenaConfig | OrderNHyenaConfig)
             trained = BandsConfig(features=feature_count(filter_.positions), trained=True)
             filter_ = dataclasses.replace(filter_, positions=trained)
             block = dataclasses.replace(block, mixer=dataclasses.replace(block.mixer, filter=filter_))
@@ -281,7 +293,7 @@ def _check_window(config: ModelConfig, prefix: str, source: TensorSource) -> Non
     for index, block in enumerate(config.blocks):
         name = f"{prefix}backbone.layers.{index}.mixer.filter_fn.modulation.deltas"
         times = f"{prefix}backbone.layers.{index}.mixer.filter_fn.pos_emb.t"
-        length = _implicit(block).max_length
+        length, rows = _implicit(block).max_length, config.hidden_size * hyenadna_order.convolutions(block.mixer)
         if times in source.infos and (
             source.infos[times].shape != (1, length, 1)
             or not torch.allclose(source.read(times).float().flatten(), torch.linspace(0, 1, length), atol=1e-2)
@@ -289,13 +301,13 @@ def _check_window(config: ModelConfig, prefix: str, source: TensorSource) -> Non
             raise WeightsFormatError(
                 f"{times} holds other times than the published ones", expected=f"{length} from 0 to 1"
             )
-        if name in source.infos and source.infos[name].shape != (1, 1, config.hidden_size):
-            given, wanted = list(source.infos[name].shape), [1, 1, config.hidden_size]
-            raise WeightsFormatError(f"{name} is misshapen", given=given, expected=wanted, fix="is d_model right?")
+        if name in source.infos and source.infos[name].shape != (1, 1, rows):
+            given, fix = list(source.infos[name].shape), "are d_model and order right?"
+            raise WeightsFormatError(f"{name} is misshapen", given=given, expected=[1, 1, rows], fix=fix)
         if name in source.infos:
             window = _implicit(block).window
             assert isinstance(window, FixedWindowConfig)
-            expected = window_rates(window, config.hidden_size, torch.empty(0, dtype=torch.float64))
+            expected = window_rates(window, rows, torch.empty(0, dtype=torch.float64))
             found = source.read(name).flatten().abs()
             tolerance = max(1e-4, torch.finfo(found.dtype).eps) if found.is_floating_point() else 0.0
             if not torch.allclose(found.double(), expected, rtol=tolerance, atol=0):
@@ -315,8 +327,19 @@ def contents_of(config: ModelConfig, prefix: str, source: TensorSource, special:
     source = _Plain(source)
     _check_window(config, prefix, source)
     config = _with_stored_features(config, prefix, source)
+    source = hyenadna_order.Parts(source, _divided(config, prefix))
     tokenizer = DNATokenizer(vocab_size=16 if config.vocab_size >= 16 else 12, special=special)
     return Contents(config, source, tokenizer, key_map(config, prefix))
+
+
+def _divided(config: ModelConfig, prefix: str) -> dict[str, list[slice]]:
+    """The tensors that feed several of ours, and which rows of them each gets."""
+    return {
+        f"{prefix}backbone.layers.{index}.{_filter_names(_implicit(block))['mixer.filter.output.weight']}": rows
+        for index, block in enumerate(config.blocks)
+        if isinstance(block.mixer, OrderNHyenaConfig)
+        for rows in [hyenadna_order.rows_of(block.mixer, config.hidden_size)]
+    }
 
 
 def _weights(folder: Path) -> Path | None:
@@ -331,10 +354,10 @@ def _detect_original(path: Path) -> bool:
     return "d_model" in values and isinstance(values.get("layer"), dict) and _weights(path) is not None
 
 
-def _read_original(path: Path, _: ReadOptions) -> Contents:
+def _read_original(path: Path, options: ReadOptions) -> Contents:
     weights = _weights(path)
     assert weights is not None
-    config = original_config(read_settings(path / "config.json"))
+    config = original_config(read_settings(path / "config.json"), options.filter_layout)
     file = open_torch(weights)
     try:
         source = TorchSource(file, state_dict_of(weights, file.tree, "state_dict"))
