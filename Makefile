@@ -7,6 +7,7 @@ PROMPT := $(if $(filter dna,$(DATA)),ATGACC,Call me Ishmael. It was)
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11 python
 BIN := .venv/bin
 CHROMOSOME := .data/ce2chrX.fa.gz
+GENOMES := .data/ragout
 
 # What is installed depends on these two files alone; a change in either installs again.
 KEY := $(shell cat pyproject.toml constraints.txt | cksum)
@@ -34,7 +35,7 @@ PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_
   $(BIN)/python -m pip install --quiet --editable '.[$(1)]' && echo "$(KEY)" > .venv/.installed-$(1)
 endef
 
-.PHONY: help setup demo test fuzz lint types bench bench-long soak format clean
+.PHONY: help setup demo test fuzz lint types quality bench bench-long soak format clean
 
 help: ## List these targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -63,6 +64,13 @@ lint: ## Check style: ruff check, ruff format --check.
 types: ## Check types: mypy.
 	$(call install,dev)
 	$(BIN)/mypy
+
+quality: ## Train every kind of layer on recall, copying, text and genomes (under an hour); ARGS="--tasks text" narrows it.
+	$(call install,quality)
+	@if ! [ -d $(GENOMES) ] && { command -v apt-get && command -v dpkg-deb; } >/dev/null; then mkdir -p .data/package && cd .data/package \
+	  && apt-get download ragout-examples && dpkg-deb -x ragout-examples_*.deb . \
+	  && mv usr/share/doc/ragout/examples "$(CURDIR)/$(GENOMES)" ; cd "$(CURDIR)" && rm -rf .data/package; fi
+	$(BIN)/python quality/run.py $(ARGS)
 
 bench: ## Run every benchmark but the longest (about 25 minutes); ARGS=--smoke for tiny sizes.
 	$(call install,dev)

@@ -8,8 +8,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from crocuta.config import ComplexModalFilterConfig
-from crocuta.data.splits import FractionSplits
+from crocuta.data.splits import FileSplits, FractionSplits
 from crocuta.training.config import ModelSpec, OptimizerConfig, StripedSpec
 from crocuta.training.finetune_config import ClassificationTask, FineTuneConfig, LabelledDataConfig
 
@@ -73,3 +76,37 @@ def tiny_fine_tune(path: str, **changes: Any) -> FineTuneConfig:
         seed=1,
     )
     return dataclasses.replace(config, **changes)
+
+
+def three_files(folder: Path, test_labels: dict[str, str] | None = None) -> LabelledDataConfig:
+    """Explicit splits; ``test_labels`` puts other labels on the test sequences."""
+    rows = sequences()
+    parts = {"train": rows[:72], "validation": rows[72:96], "test": rows[96:]}
+    paths = {}
+    for name, part in parts.items():
+        labels = [labels_of("class", *row) for row in part]
+        if name == "test" and test_labels is not None:
+            labels = [test_labels[label] for label in labels]
+        lines = ["sequence\tlabel", *(f"{row[0]}\t{label}" for row, label in zip(part, labels))]
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+        paths[name] = (str(folder / f"{name}.tsv"),)
+    return LabelledDataConfig(splits=FileSplits(**paths))
+
+
+# --- what became of a run ---
+
+
+def weights(encoder: nn.Module) -> dict[str, Tensor]:
+    """A copy of every weight."""
+    return {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether two models have the same bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def events(folder: Path, event: str) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl about ``event``."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]

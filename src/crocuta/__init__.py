@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from crocuta.model.state import ModelState
     from crocuta.presets import encoder_preset, preset
     from crocuta.training.config import TrainConfig
+    from crocuta.training.finetune import fine_tune
+    from crocuta.training.finetune_config import FineTuneConfig
     from crocuta.training.loop import train
 
 _HOMES = {
@@ -79,6 +81,8 @@ _HOMES = {
     "encoder_preset": "presets",
     "preset": "presets",
     "TrainConfig": "training.config",
+    "FineTuneConfig": "training.finetune_config",
+    "fine_tune": "training.finetune",
     "train": "training.loop",
 }
 
@@ -86,6 +90,7 @@ __all__ = [
     "CrocutaError",
     "Encoder",
     "EncoderConfig",
+    "FineTuneConfig",
     "Generation",
     "Model",
     "ModelConfig",
@@ -106,6 +111,7 @@ __all__ = [
     "encode",
     "encoder_from",
     "encoder_preset",
+    "fine_tune",
     "generate",
     "hidden_chunks",
     "load",

@@ -245,6 +245,14 @@ def test_a_run_that_cannot_start_leaves_nothing_behind(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+def test_what_a_kill_left_of_the_configuration_goes(tmp_path):
+    config, left = tiny_run(write_text(tmp_path / "text.txt"), steps=1), tmp_path / "run" / ".tmp-train.json-1-a"
+    left.parent.mkdir()
+    left.write_text("{")
+    assert train(config, tmp_path / "run").finished
+    assert not left.exists()
+
+
 def test_two_trainers_do_not_share_a_folder(tmp_path):
     config = tiny_run(write_text(tmp_path / "text.txt"), steps=4)
     train(config, tmp_path / "run")

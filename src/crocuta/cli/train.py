@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from crocuta.training.config import TrainConfig
+    from crocuta.training.finetune_config import FineTuneConfig
     from crocuta.training.loop import Outcome
 
 logger = logging.getLogger(__name__)
@@ -34,14 +36,18 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove an earlier run in the folder first.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resulting run and stop.")] = False,
 ) -> None:
-    """Train a model.
+    """Train a model, or fine-tune one with a head on labelled data if CONFIG has a task.
 
     The folder receives train.json, metrics.jsonl, checkpoints and the model, which the other verbs take. Ctrl-C saves
     and stops. At the end a sample and a comparison with baselines are printed, if CONFIG asks for them.
-    """
-    from crocuta.training.recipes import read_train_config
 
-    run = read_train_config(config, overrides or ())
+    Of a fine-tune it receives fine_tune.json, metrics.jsonl, the encoder, its labels and result.json with the figures
+    of the validation and the test split, which are printed, too. A fine-tune cannot be resumed.
+    """
+    from crocuta.training.finetune_config import FineTuneConfig
+    from crocuta.training.recipes import read_recipe
+
+    run = read_recipe(config, overrides or ())
     if print_config:
         _print_config(run)
         return
@@ -49,7 +55,10 @@ def train(
         raise typer.BadParameter("name the folder of the run", param_hint="'--output'")
     if resume and overwrite:
         raise typer.BadParameter("give one of --resume and --overwrite", param_hint="'--resume'")
-    _check_files(run)
+    if isinstance(run, FineTuneConfig):
+        _fine_tune(run, output, resume, overwrite)
+        return
+    _check_files([f"{name}.bin" if run.data.format == "tokens" else name for name in run.data.files])
     if overwrite:
         remove_run(output)
 
@@ -66,17 +75,32 @@ def train(
     finish(outcome, run, output, sample=_sample(outcome, run))
 
 
-def _check_files(run: TrainConfig) -> None:
+def _fine_tune(run: FineTuneConfig, output: Path, resume: bool, overwrite: bool) -> None:
+    from crocuta.data.splits import files_of
+
+    if resume:
+        raise typer.BadParameter("a fine-tune cannot be resumed", param_hint="'--resume'")
+    table = run.data.format.table
+    _check_files([*files_of(run.data.splits), *([] if table is None else [table])])
+    if overwrite:
+        remove_run(output)
+
+    from crocuta.training.finetune import fine_tune
+    from crocuta.training.finetune_report import report
+
+    typer.echo(report(fine_tune(run, output)))
+
+
+def _check_files(names: Sequence[str]) -> None:
     """InputError for a data file that is missing, before an earlier run is removed or a new folder made."""
     from crocuta.errors import InputError
 
-    for name in run.data.files:
-        path = Path(f"{name}.bin" if run.data.format == "tokens" else name)
-        if name != "-" and not path.exists():
-            raise InputError("there is no such data file", given=path, fix="check data.files")
+    for name in names:
+        if name != "-" and not Path(name).exists():
+            raise InputError("there is no such data file", given=name, fix="check the files under data")
 
 
-def _print_config(run: TrainConfig) -> None:
+def _print_config(run: TrainConfig | FineTuneConfig) -> None:
     from crocuta.schema import encode
 
     value = encode(run)
@@ -98,18 +122,24 @@ def remove_run(folder: Path) -> None:
     from crocuta.schema import decode
     from crocuta.training.checkpoint import TrainingCheckpoints
     from crocuta.training.config import TrainConfig
+    from crocuta.training.finetune import CONFIG_FILE as FINE_TUNE_FILE
+    from crocuta.training.finetune_config import FineTuneConfig
     from crocuta.training.loop import CONFIG_FILE
 
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:  # a train.json alone is no proof: data sets are called that, too
-        decode(TrainConfig, json.loads((folder / CONFIG_FILE).read_bytes()))
+        if (folder / FINE_TUNE_FILE).exists():
+            decode(FineTuneConfig, json.loads((folder / FINE_TUNE_FILE).read_bytes()))
+        else:
+            decode(TrainConfig, json.loads((folder / CONFIG_FILE).read_bytes()))
     except (OSError, ValueError, CrocutaError) as error:
         fix = "remove it yourself, or choose another folder"
         raise InputError(
             f"{folder} will not be overwritten: it is no run", expected=f"a {CONFIG_FILE} of ours in it", fix=fix
         ) from error
-    TrainingCheckpoints(folder / "checkpoints").close()  # refuses while another trainer works there
+    if (folder / CONFIG_FILE).exists():
+        TrainingCheckpoints(folder / "checkpoints").close()  # refuses while another trainer works there
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

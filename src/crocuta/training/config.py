@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from crocuta.config import FilterConfig, ModelConfig
 from crocuta.errors import ConfigError
@@ -87,6 +87,42 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NextTokenConfig:
+    """Each token from those before it."""
+
+    type: ClassVar[str] = "next_token"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedConfig:
+    """Hidden tokens from all that is left of the window (Devlin et al. 2019, section 3.1); see ``training.masking``."""
+
+    type: ClassVar[str] = "masked"
+    fraction: float = 0.15
+    """Of the tokens, which are chosen to be predicted."""
+    mask_token: float = 0.8
+    """Of the chosen ones, which become the mask."""
+    random_token: float = 0.1
+    """Of the chosen ones, which become a random token; the rest stay what they are."""
+    mask_id: int | None = None
+    """The id of the mask; None: the tokenizer's own, if it has one, as that of nucleotides has."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.fraction <= 1, "objective.fraction is impossible", self.fraction, "0 < fraction <= 1")
+        shares = self.mask_token, self.random_token
+        _require(
+            min(shares) >= 0 and sum(shares) <= 1 + 1e-9,
+            "objective.mask_token and random_token are impossible",
+            shares,
+            "0 or more, and not over 1 together",
+        )
+        _require(self.mask_id is None or self.mask_id >= 0, "objective.mask_id is impossible", self.mask_id, ">= 0")
+
+
+ObjectiveConfig: TypeAlias = NextTokenConfig | MaskedConfig
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleConfig:
     """What to generate when the run ends, to look at."""
 
@@ -104,6 +140,8 @@ class TrainConfig:
     model: ModelSpec
     data: DataConfig
     tokenizer: dict[str, Any] = field(default_factory=lambda: {"type": "bytes"})
+    objective: ObjectiveConfig = NextTokenConfig()
+    """What is learnt. Models that look ahead learn masked tokens only."""
     length: int = 512
     """Tokens a training window."""
     batch_size: int = 8
@@ -142,5 +180,12 @@ class TrainConfig:
             "log_every",
         ):
             _require(getattr(self, name) >= 1, f"{name} must be positive", getattr(self, name), ">= 1")
+        for name in ("baselines", "sample"):
+            _require(
+                getattr(self, name) is None or isinstance(self.objective, NextTokenConfig),
+                f"{name} needs a model that predicts the next token",
+                "objective.type masked",
+                f"objective.type next_token, or no {name}",
+            )
         _require(self.keep_checkpoints >= 2, "keep_checkpoints is too small", self.keep_checkpoints, ">= 2")
         _require(self.time_limit is None or self.time_limit > 0, "time_limit must be positive", self.time_limit, "> 0")

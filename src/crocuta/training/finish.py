@@ -14,6 +14,7 @@ from crocuta.checkpoints.commit import make_folders, replace_file
 from crocuta.errors import MissingExtraError
 from crocuta.training.baselines import Baseline, baselines
 from crocuta.training.config import TrainConfig
+from crocuta.training.evaluate import MaskedHeldOut
 from crocuta.training.loop import Outcome
 from crocuta.training.report import comparison_table, plot_loss
 
@@ -72,21 +73,28 @@ def finish(outcome: Outcome, config: TrainConfig, folder: str | Path, sample: st
     Raises:
         CheckpointError: the disk refused a file. InputError: the metrics cannot be read.
     """
-    assert outcome.held_out is not None, "the run has not finished"
     run = Path(folder)
-    in_pieces = outcome.tokenizer.type == "pieces"
-    is_dna = config.baselines == "dna" or outcome.tokenizer.type == "dna"
-    unit = "bits per token" if in_pieces else "bits per base" if is_dna else "bits per byte"
-    bits = outcome.held_out.bits_per_token
+    bits, unit = _result(outcome, config)
     compared = tuple(_baselines(outcome, config))
     if compared:
-        _write_comparison(run, outcome, compared, unit)
+        _write_comparison(run, outcome, bits, compared, unit)
     if sample is not None:
         make_folders(run / "samples")
         replace_file(run / "samples" / f"step-{outcome.step}.txt", f"{sample}\n".encode())
     summary = Summary(bits=bits, unit=unit, baselines=compared, plot=_plot(run, compared, unit), sample=sample)
     _tell(summary)
     return summary
+
+
+def _result(outcome: Outcome, config: TrainConfig) -> tuple[float, str]:
+    """The held-out figure of a finished run, and what it is."""
+    assert outcome.held_out is not None, "the run has not finished"
+    if isinstance(outcome.held_out, MaskedHeldOut):
+        return outcome.held_out.bits_per_masked_token, "bits per masked token"
+    in_pieces = outcome.tokenizer.type == "pieces"
+    is_dna = config.baselines == "dna" or outcome.tokenizer.type == "dna"
+    unit = "bits per token" if in_pieces else "bits per base" if is_dna else "bits per byte"
+    return outcome.held_out.bits_per_token, unit
 
 
 def _baselines(outcome: Outcome, config: TrainConfig) -> list[Baseline]:
@@ -103,11 +111,10 @@ def _baselines(outcome: Outcome, config: TrainConfig) -> list[Baseline]:
     )
 
 
-def _write_comparison(run: Path, outcome: Outcome, compared: tuple[Baseline, ...], unit: str) -> None:
-    assert outcome.held_out is not None
+def _write_comparison(run: Path, outcome: Outcome, bits: float, compared: tuple[Baseline, ...], unit: str) -> None:
     value = {
         "unit": unit,
-        "model": outcome.held_out.bits_per_token,
+        "model": bits,
         "baselines": {baseline.name: baseline.bits_per_token for baseline in compared},
         "held_out_tokens": len(outcome.held_out_source),
         "training_tokens": len(outcome.train),

@@ -16,22 +16,20 @@ import torch
 from torch import Tensor
 
 from crocuta.checkpoints import commit
-from crocuta.checkpoints.load import load
 from crocuta.checkpoints.native import save
 from crocuta.data.loader import WindowLoader
 from crocuta.data.windows import TokenSource
 from crocuta.errors import CheckpointError, ConfigError, InputError
-from crocuta.model.build import build_model
 from crocuta.model.lm import Model
-from crocuta.presets import preset, striped
 from crocuta.schema import encode
 from crocuta.tokenizers.base import Tokenizer
-from crocuta.tokenizers.load import make_tokenizer
 from crocuta.training.checkpoint import Restored, TrainingCheckpoints
-from crocuta.training.config import TrainConfig
+from crocuta.training.config import MaskedConfig, NextTokenConfig, TrainConfig
 from crocuta.training.data import open_data
-from crocuta.training.evaluate import HeldOut, evaluate
+from crocuta.training.evaluate import HeldOut, MaskedHeldOut, evaluate, evaluate_masked
+from crocuta.training.masking import EVALUATION_SEED, Masking
 from crocuta.training.metrics import Metrics
+from crocuta.training.models import model_of
 from crocuta.training.optim import (
     learning_rate_factor,
     load_optimizer_tensors,
@@ -54,6 +52,7 @@ class Progress:
     skipped: int = 0
     """Updates skipped in a row as not finite."""
     held_out_bits: float | None = None
+    """A byte, or a hidden token where those are learnt."""
     loss: float = math.nan
 
 
@@ -64,7 +63,7 @@ class Outcome:
     finished: bool
     step: int
     seconds: float
-    held_out: HeldOut | None
+    held_out: HeldOut | MaskedHeldOut | None
     train: TokenSource
     held_out_source: TokenSource
     model: Model
@@ -86,14 +85,16 @@ def train(config: TrainConfig, folder: str | Path, *, resume: bool = False) -> O
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    model, tokenizer = _build(config)
+    model, tokenizer = model_of(config.model, config.tokenizer, config.seed)
+    maskings = _maskings(config, model, tokenizer)
     train_source, held_out = open_data(config.data, tokenizer, model.config.vocab_size)
     loader = _loader(config, train_source, tokenizer)
     if not resume:  # only now, so that a run that cannot start leaves nothing behind
         commit.make_folders(run)
+        commit.remove_unfinished(run, CONFIG_FILE)  # of a run that was killed here
         commit.replace_file(run / CONFIG_FILE, _config_text(config).encode())
     with TrainingCheckpoints(run / "checkpoints", keep=config.keep_checkpoints) as checkpoints:
-        trainer = _Trainer(config, run, model, tokenizer, loader, held_out, checkpoints)
+        trainer = _Trainer(config, run, model, tokenizer, loader, held_out, checkpoints, maskings)
         return trainer.run(checkpoints.latest() if resume else None)
 
 
@@ -109,6 +110,7 @@ class _Trainer:
         loader: WindowLoader,
         held_out: TokenSource,
         checkpoints: TrainingCheckpoints,
+        maskings: _Maskings | None,
     ) -> None:
         self.config = config
         self.folder = run
@@ -118,6 +120,7 @@ class _Trainer:
         self.loader = loader
         self.held_out = held_out
         self.checkpoints = checkpoints
+        self.maskings = maskings
         self.optimizer = make_optimizer(self.model, config.optimizer)
         self.progress = Progress()
         self.stop = _StopSignal()
@@ -143,21 +146,9 @@ class _Trainer:
             self.progress.seconds = already + time.monotonic() - began
             step = self.progress.step
             if step % self.config.evaluate_every == 0:
-                result = evaluate(
-                    self.model,
-                    self.held_out,
-                    self.tokenizer,
-                    self.config.length,
-                    max_tokens=self.config.evaluate_tokens,
-                )
-                self.progress.held_out_bits = result.bits_per_byte
-                metrics.write(
-                    "eval",
-                    step,
-                    held_out_bits=result.bits_per_token,
-                    bits_per_byte=result.bits_per_byte,
-                    tokens=result.tokens,
-                )
+                result = self._evaluate(max_tokens=self.config.evaluate_tokens)
+                self.progress.held_out_bits = result.headline
+                metrics.write("eval", step, **result.figures)
             self.progress.seconds = already + time.monotonic() - began
             if step % self.config.checkpoint_every == 0:
                 self._save_checkpoint()
@@ -189,8 +180,17 @@ class _Trainer:
             )
 
     def _batch(self, micro: int) -> tuple[Tensor, Tensor]:
-        inputs, targets = self.loader.batch(self.progress.step * self.config.accumulation + micro)
+        index = self.progress.step * self.config.accumulation + micro
+        inputs, targets = self.loader.batch(index)
+        if self.maskings is not None:
+            inputs, targets = self.maskings.training.batch(inputs, index)
         return torch.from_numpy(inputs).to(self.config.device), torch.from_numpy(targets).to(self.config.device)
+
+    def _evaluate(self, *, max_tokens: int | None = None, context: int = 0) -> HeldOut | MaskedHeldOut:
+        length = self.config.length
+        if self.maskings is not None:
+            return evaluate_masked(self.model, self.held_out, self.maskings.held_out, length, max_tokens=max_tokens)
+        return evaluate(self.model, self.held_out, self.tokenizer, length, max_tokens=max_tokens, context=context)
 
     def _fraction(self) -> float:
         """How much of the run is done: by steps, or by time where the clock is ahead."""
@@ -211,6 +211,7 @@ class _Trainer:
             progress.held_out_bits,
             tokens / seconds,
             left,
+            masked=self.maskings is not None,
         )
 
     def _announce(self, display: Display, restored: Restored | None) -> None:
@@ -246,17 +247,8 @@ class _Trainer:
         finished = not self.stop.asked
         result = None
         if finished:
-            result = evaluate(
-                self.model, self.held_out, self.tokenizer, self.config.length, context=self.config.length // 2
-            )
-            metrics.write(
-                "final",
-                self.progress.step,
-                held_out_bits=result.bits_per_token,
-                bits_per_byte=result.bits_per_byte,
-                tokens=result.tokens,
-                seconds=self.progress.seconds,
-            )
+            result = self._evaluate(context=self.config.length // 2)
+            metrics.write("final", self.progress.step, **result.figures, seconds=self.progress.seconds)
             save(self.model, self.tokenizer, self.folder)
         else:
             self._save_checkpoint()
@@ -322,32 +314,30 @@ def _check_folder(run: Path, config: TrainConfig, resume: bool) -> None:
         )
 
 
-def _build(config: TrainConfig) -> tuple[Model, Tokenizer]:
-    spec = config.model
-    if spec.load is not None:
-        model, tokenizer = load(spec.load)
-        return model, tokenizer or make_tokenizer(config.tokenizer)
-    tokenizer = make_tokenizer(config.tokenizer)
-    if spec.striped is not None:
-        s = spec.striped
-        architecture = striped(
-            vocab_size=tokenizer.vocab_size,
-            hidden_size=s.hidden_size,
-            num_layers=s.num_layers,
-            filter=s.filter,
-            num_heads=s.num_heads,
-            attention_layers=s.attention_layers,
-            dropout=s.dropout,
-        )
-    else:
-        architecture = spec.config or preset(spec.preset or "")
-    if tokenizer.num_ids > architecture.vocab_size:
-        raise ConfigError(
-            "the tokenizer has more ids than the model",
-            given=tokenizer.num_ids,
-            expected=f"at most {architecture.vocab_size}",
-        )
-    return build_model(architecture, seed=config.seed), tokenizer
+@dataclass(frozen=True)
+class _Maskings:
+    """How batches are masked, and how held-out windows are, in the same way in every run."""
+
+    training: Masking
+    held_out: Masking
+
+
+def _maskings(config: TrainConfig, model: Model, tokenizer: Tokenizer) -> _Maskings | None:
+    match config.objective:
+        case MaskedConfig() as masked:
+            size = model.config.vocab_size
+            return _Maskings(
+                training=Masking(masked, tokenizer, size, config.seed),
+                held_out=Masking(masked, tokenizer, size, EVALUATION_SEED),
+            )
+        case NextTokenConfig():
+            if not model.config.causal:
+                raise ConfigError(
+                    "a model that looks ahead cannot learn to predict the next token: it sees it",
+                    given="objective.type next_token",
+                    fix="set objective.type to masked",
+                )
+            return None
 
 
 def _loader(config: TrainConfig, source: TokenSource, tokenizer: Tokenizer) -> WindowLoader:

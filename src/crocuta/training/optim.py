@@ -3,37 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from crocuta.model.filters import Filter
-from crocuta.model.lm import Model
 from crocuta.training.config import OptimizerConfig
 
 
-def parameter_groups(model: Model) -> dict[str, dict[str, nn.Parameter]]:
+def parameter_groups(model: nn.Module, new: Iterable[nn.Parameter] = ()) -> dict[str, dict[str, nn.Parameter]]:
     """Trainable parameters by role: "matrices" (decayed), "others" (norms, biases, short taps, D), "filters".
 
-    A role comes from the module that owns the parameter, never from a name. A tied parameter counts once.
+    A role comes from the module that owns the parameter, never from a name. A tied parameter counts once. Those of
+    ``new``, which did not come with a pretrained model, are apart: "new matrices" and "new others".
     """
     groups: dict[str, dict[str, nn.Parameter]] = {"matrices": {}, "others": {}, "filters": {}}
     in_filters = {id(p) for module in model.modules() if isinstance(module, Filter) for p in module.parameters()}
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding)}
+    fresh = {id(p) for p in new}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             role = "filters" if id(parameter) in in_filters else "matrices" if id(parameter) in matrices else "others"
-            groups[role][name] = parameter
+            role = f"new {role}" if id(parameter) in fresh else role
+            groups.setdefault(role, {})[name] = parameter
     return groups
 
 
-def make_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); each group remembers its ``peak`` learning rate and its ``role``."""
+def make_optimizer(
+    model: nn.Module,
+    config: OptimizerConfig,
+    new: Iterable[nn.Parameter] = (),
+    new_learning_rate: float | None = None,
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019); each group remembers its ``peak`` learning rate and its ``role``.
+
+    ``new_learning_rate`` is that of the parameters of ``new``; None: the same as the rest.
+    """
     groups = []
-    own = config.filter_learning_rate
-    for role, parameters in parameter_groups(model).items():
-        peak = own if role == "filters" and own is not None else config.learning_rate
-        decay = config.weight_decay if role == "matrices" else 0.0
+    for role, parameters in parameter_groups(model, new).items():
+        peak = config.learning_rate
+        if role == "filters" and config.filter_learning_rate is not None:
+            peak = config.filter_learning_rate
+        if role.startswith("new ") and new_learning_rate is not None:
+            peak = new_learning_rate
+        decay = config.weight_decay if role.endswith("matrices") else 0.0
         if parameters:
             groups.append(
                 {"params": list(parameters.values()), "weight_decay": decay, "lr": peak, "peak": peak, "role": role}
@@ -54,7 +68,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak"] * factor
 
 
-def optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state under names made of the parameters' names."""
     return {
         f"{name}.{key}": value
@@ -64,7 +78,7 @@ def optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[st
     }
 
 
-def load_optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Inverse of ``optimizer_tensors``."""
     for name, parameter in model.named_parameters():
         state = {

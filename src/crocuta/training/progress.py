@@ -22,6 +22,8 @@ class Status:
     held_out_bits: float | None
     tokens_per_second: float
     seconds_left: float
+    masked: bool = False
+    """Whether both figures are of hidden tokens."""
 
 
 class Display:
@@ -67,10 +69,11 @@ class Display:
 
 
 def _fields(status: Status) -> dict[str, str]:
+    loss, held_out = ("masked token",) * 2 if status.masked else ("token", "byte")
     return {
         "step": f"{status.step}/{status.steps}",
-        "loss (bits/token)": f"{status.loss_bits:.3f}",
-        "held-out (bits/byte)": "-" if status.held_out_bits is None else f"{status.held_out_bits:.3f}",
+        f"loss (bits/{loss})": f"{status.loss_bits:.3f}",
+        f"held-out (bits/{held_out})": "-" if status.held_out_bits is None else f"{status.held_out_bits:.3f}",
         "tokens/s": f"{status.tokens_per_second:,.0f}",
         "time left": duration(status.seconds_left),
     }

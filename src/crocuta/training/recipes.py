@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from crocuta.checkpoints.strict import strict_json, strict_yaml
+from crocuta.data.splits import SPLITS
 from crocuta.errors import ConfigError, InputError
 from crocuta.schema import decode, replace_path
 from crocuta.training.config import TrainConfig
+from crocuta.training.finetune_config import FineTuneConfig
 
 
 def read_train_config(path: str | Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -23,6 +25,16 @@ def read_train_config(path: str | Path | None, overrides: Sequence[str] = ()) ->
         InputError: the file does not exist. ConfigError: it is broken, or describes no run. MissingExtraError: a
         YAML file without PyYAML installed.
     """
+    return decode(TrainConfig, _read(path, overrides))
+
+
+def read_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> TrainConfig | FineTuneConfig:
+    """``read_train_config`` for both kinds of description: one with a ``task`` is a fine-tune. Raises the same."""
+    value = _read(path, overrides)
+    return decode(FineTuneConfig, value) if "task" in value else decode(TrainConfig, value)
+
+
+def _read(path: str | Path | None, overrides: Sequence[str]) -> dict[str, Any]:
     value = {} if path is None else _read_file(Path(path))
     if path is not None:
         _make_paths_absolute(value, Path(path).resolve().parent)
@@ -31,7 +43,7 @@ def read_train_config(path: str | Path | None, overrides: Sequence[str] = ()) ->
         if not separator or not key:
             raise ConfigError("an override must look like key=value", given=repr(override))
         replace_path(value, key, _parse(text))
-    return decode(TrainConfig, value)
+    return value
 
 
 def _parse(text: str) -> Any:
@@ -68,10 +80,13 @@ def _read_yaml(path: Path, text: str) -> Any:
 
 def _make_paths_absolute(value: dict[str, Any], folder: Path) -> None:
     data, model, tokenizer = (value.get(key) for key in ("data", "model", "tokenizer"))
-    if isinstance(data, dict) and isinstance(data.get("files"), list):
-        data["files"] = [
-            str(folder / item) if isinstance(item, str) and item != "-" else item for item in data["files"]
-        ]
-    for owner, key in ((model, "load"), (tokenizer, "file")):
+    parts = data if isinstance(data, dict) else {}
+    for owner in (parts, parts.get("splits")):
+        for key in ("files", *SPLITS):
+            if isinstance(owner, dict) and isinstance(owner.get(key), list):
+                owner[key] = [
+                    str(folder / item) if isinstance(item, str) and item != "-" else item for item in owner[key]
+                ]
+    for owner, key in ((model, "load"), (tokenizer, "file"), (parts.get("format"), "table")):
         if isinstance(owner, dict) and isinstance(owner.get(key), str):
             owner[key] = str(folder / owner[key])

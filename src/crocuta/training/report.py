@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _TRAIN, _HELD_OUT, _LINE, _TEXT = "#7aa6d8", "#c8442d", "#9a9a9a", "#333333"
 
+_KEYS = {"train": ("loss",), "eval": ("held_out_bits", "bits_per_byte", "masked_bits", "loss")}
+"""Where a line of an event has its bits; the first that is there counts."""
+
 
 @dataclass(frozen=True)
 class Curves:
@@ -36,9 +39,9 @@ def read_curves(metrics_path: str | Path) -> Curves:
     """The curves in a ``metrics.jsonl``.
 
     A line is an object with ``step`` and ``event``: ``"train"`` (the default) with ``loss`` in nats a token, or
-    ``"eval"`` with ``held_out_bits``, else ``bits_per_byte``, else ``loss``. Lines without a step or a finite
-    value, and other events, are passed over. A step that occurs twice, as after a resume, counts as its last
-    line. A broken last line without a newline was cut off by a kill and is dropped.
+    ``"eval"`` with the first there is of ``held_out_bits``, ``bits_per_byte``, ``masked_bits`` and ``loss``. Lines
+    without a step or a finite value, and other events, are passed over. A step that occurs twice, as after a resume,
+    counts as its last line. A broken last line without a newline was cut off by a kill and is dropped.
 
     Raises:
         InputError: for a missing file, a broken line, or a file without any training loss.
@@ -54,8 +57,7 @@ def read_curves(metrics_path: str | Path) -> Curves:
     for number, line in enumerate(lines, start=1):
         record = _record(path, number, line, is_cut=number == len(lines))
         step, event = record.get("step"), record.get("event", "train")
-        keys = {"train": ("loss",), "eval": ("held_out_bits", "bits_per_byte", "loss")}.get(str(event), ())
-        bits = _first_bits(record, keys)
+        bits = _first_bits(record, _KEYS.get(str(event), ()))
         if isinstance(step, int | float) and bits is not None:
             (train if event == "train" else held_out)[step] = bits
     if not train:

@@ -11,7 +11,7 @@ from torch import Tensor
 from crocuta.errors import NonFiniteError
 from crocuta.model.lm import Model
 from crocuta.training.config import TrainConfig
-from crocuta.training.loss import next_token_loss
+from crocuta.training.loss import loss_of
 
 PATIENCE = 10
 """Updates in a row that may be skipped before the run stops."""
@@ -33,12 +33,12 @@ def train_step(
     config: TrainConfig,
 ) -> StepResult:
     """Accumulate ``config.accumulation`` batches and update; parameters stay as they are if anything is not finite."""
-    total = 0.0
+    total, loss_function = 0.0, loss_of(config.objective)
     device = next(model.parameters()).device.type
     for micro in range(config.accumulation):
         ids, targets = batch(micro)
         with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            loss = next_token_loss(model, ids, targets) / config.accumulation
+            loss = loss_function(model, ids, targets) / config.accumulation
         loss.backward()
         total += float(loss.detach())
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip))
