@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from models import Shape
 from real import coding_row, genome_row, text_row
-from rows import Row, Stages, SyntheticRow
+from rows import Row, SyntheticRow
 from training import Recipe
 
 from crocuta.data.synthetic import (
@@ -50,13 +50,11 @@ BOUNDS = (
 )
 
 
-def synthetic(
-    task: SyntheticTask, recipe: Recipe, *, tests: int, train_examples: int | None = None, stages: Stages = ()
-) -> Plan:
+def synthetic(task: SyntheticTask, recipe: Recipe, *, tests: int, train_examples: int | None = None) -> Plan:
     """The plan of a synthetic row; ``train_examples`` None: fresh sequences at every update."""
 
     def make(seed: int) -> Row:
-        return SyntheticRow(task, seed, test_examples=tests, train_examples=train_examples, stages=stages)
+        return SyntheticRow(task, seed, test_examples=tests, train_examples=train_examples)
 
     return Plan(make, recipe)
 
@@ -65,8 +63,6 @@ def synthetic(
 
 SMALL_SHAPE = Shape(frequency=1.0)
 """With frequency 1 the filters' MLP starts out smooth but for its first layer: recall is learned sooner (docs)."""
-
-COPYING_STAGES: Stages = ((0.6, 64), (0.75, 128))
 
 
 def small() -> dict[str, Plan]:
@@ -82,9 +78,8 @@ def small() -> dict[str, Plan]:
         "compression": synthetic(Compression(), short, tests=1280),
         "selective-copying": synthetic(
             SelectiveCopying(),
-            Recipe(shape=replace(SMALL_SHAPE, layers=3), steps=3500, batch=16, learning_rates=(7e-3,)),
+            Recipe(shape=replace(SMALL_SHAPE, layers=3), steps=3000, batch=16, learning_rates=(3e-3,)),
             tests=1280,
-            stages=COPYING_STAGES,
         ),
         "associative-recall": synthetic(AssociativeRecall(), replace(recall, batch=32), tests=1280),
         "text": Plan(lambda seed: text_row(256, 65_536, seed), real),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +15,6 @@ from crocuta.data.synthetic import IGNORED, Examples, SyntheticTask
 from crocuta.data.windows import TokenSource
 
 Unit: TypeAlias = Literal["accuracy", "bits"]
-Stages: TypeAlias = tuple[tuple[float, int], ...]
-"""(share, length): until this share of the updates is done, sequences of this length; then the task's own."""
 
 VALIDATION_SEED = 1_000_003
 """Added to the seed for the draw that chooses a learning rate; no test has it."""
@@ -34,8 +31,8 @@ class Row(ABC):
     decoder: Literal["tokens", "last token"] = "tokens"
 
     @abstractmethod
-    def batch(self, step: int, size: int, progress: float) -> Examples:
-        """The examples of update ``step``; ``progress`` runs from 0 to 1."""
+    def batch(self, step: int, size: int) -> Examples:
+        """The examples of update ``step``."""
 
     @abstractmethod
     def tests(self) -> Mapping[str, Examples]:
@@ -49,18 +46,15 @@ class Row(ABC):
 class SyntheticRow(Row):
     """A synthetic task: fresh sequences at each update, or ``train_examples`` of them, in a new order each epoch."""
 
-    def __init__(
-        self, task: SyntheticTask, seed: int, *, test_examples: int, train_examples: int | None, stages: Stages = ()
-    ) -> None:
-        self.task, self.seed, self.test_examples, self.stages = task, seed, test_examples, stages
+    def __init__(self, task: SyntheticTask, seed: int, *, test_examples: int, train_examples: int | None) -> None:
+        self.task, self.seed, self.test_examples = task, seed, test_examples
         self.name, self.vocab_size, self.length = task.name, task.vocab_size, task.input_length
         self.decoder = "last token" if task.name == "compression" else "tokens"
         self._examples = None if train_examples is None else task.draw(train_examples, seed)
 
-    def batch(self, step: int, size: int, progress: float) -> Examples:
+    def batch(self, step: int, size: int) -> Examples:
         if self._examples is None:
-            length = next((length for share, length in self.stages if progress < share), self.task.length)
-            return dataclasses.replace(self.task, length=length).draw(size, self.seed, "train", step)
+            return self.task.draw(size, self.seed, "train", step)
         count = len(self._examples.inputs)
         places = np.arange(step * size, (step + 1) * size)
         rows = np.concatenate(
@@ -102,7 +96,7 @@ class StreamRow(Row):
         self._training, self._held_out = TokenSource.from_array(np.concatenate(training)), held_out
         self._loader: WindowLoader | None = None
 
-    def batch(self, step: int, size: int, progress: float) -> Examples:
+    def batch(self, step: int, size: int) -> Examples:
         if self._loader is None or self._loader.batch_size != size:
             self._loader = WindowLoader(self._training, self.length, size, self.seed)
         return self._examples(*self._loader.batch(step))
@@ -144,7 +138,7 @@ class ClassesRow(Row):
         self.vocab_size = self.letters + 1 + self.classes
         self.length = self.training.sequences.shape[1] + 1
 
-    def batch(self, step: int, size: int, progress: float) -> Examples:
+    def batch(self, step: int, size: int) -> Examples:
         bits = np.random.Philox(np.random.SeedSequence([self.seed, step])).random_raw(size)
         rows = (bits % np.uint64(len(self.training.classes))).astype(np.int64)
         return self._examples(Labelled(self.training.sequences[rows], self.training.classes[rows]))

@@ -86,7 +86,7 @@ def train(
     optimizer = make_optimizer(model, options)
     for step in range(recipe.steps):
         progress = step / recipe.steps
-        ids, targets = (torch.from_numpy(a).to(device) for a in row.batch(step, recipe.batch, progress))
+        ids, targets = (torch.from_numpy(a).to(device) for a in row.batch(step, recipe.batch))
         set_learning_rate(optimizer, learning_rate_factor(options, step, progress))
         loss = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
         optimizer.zero_grad(set_to_none=True)

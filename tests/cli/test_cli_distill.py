@@ -30,6 +30,8 @@ def hyena(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = striped(vocab_size=256, hidden_size=8, num_layers=2, num_heads=2, filter=filters)
     model = build_model(config, seed=1)
     with torch.no_grad():
+        for block in model.blocks:
+            block.mixer.filter.layers[0].weight.uniform_(-0.4, 0.4)  # a new one begins with all frequencies
         model.blocks[1].mixer.filter.frequency.fill_(40.0)
     save(model, ByteTokenizer(vocab_size=256), folder)
     return folder

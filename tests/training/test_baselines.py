@@ -202,7 +202,7 @@ def test_moby_dick_figures():
 
 def test_demonstration_data_is_what_its_readme_says():
     rows = re.findall(r"`([\w.]+)\.gz`.*`([0-9a-f]{64})`", (DATA / "README.md").read_text())
-    assert [name for name, _ in rows] == ["moby_dick.txt", "lambda.fa", "ecoli_dh1.fa"]
+    assert [name for name, _ in rows] == ["moby_dick.txt", "lambda.fa", "ecoli_dh1.fa", "ecoli_genes.tsv"]
     for name, digest in rows:
         compressed = (DATA / f"{name}.gz").read_bytes()
         plain = gzip.decompress(compressed)
