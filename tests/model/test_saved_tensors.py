@@ -63,8 +63,8 @@ def test_explicit_filters_keep_their_input(taps):
 
 
 def test_implicit_filters_keep_their_taps_once_a_batch():
-    """The taps, the two factors that they are made of, and of the narrow MLP behind them its positions and eight numbers
-    a unit, half of which belong to the first layer, in float64.
+    """The taps, the two factors that they are made of, and of the narrow MLP behind them its positions and eight
+    numbers a unit, half of which belong to the first layer, in float64.
     """
     config = ImplicitFilterConfig(max_length=4_096, width=8, inner_layers=1)
     once = [(floats_a_token_and_channel(config, batch) - COMMON) * batch for batch in (1, 4)]
