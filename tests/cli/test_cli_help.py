@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-VERBS = ("train", "generate", "score", "embed", "inspect", "convert", "distill", "download", "prepare")
+VERBS = ("train", "generate", "score", "embed", "predict", "inspect", "convert", "distill", "download", "prepare")
 SLOW = {"torch", "numpy", "rich", "yaml", "matplotlib", "safetensors", "tokenizers", "pydantic"} | {"huggingface_hub"}
 SCRIPT = """
 import sys

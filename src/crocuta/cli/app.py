@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from crocuta import __version__
-from crocuta.cli import convert, distill, download, embed, generate, inspect, prepare, score, train
+from crocuta.cli import convert, distill, download, embed, generate, inspect, predict, prepare, score, train
 from crocuta.errors import CrocutaError, CrocutaWarning
 
 # Click, or what Typer carries of it, calls this UsageError; Typer has no name for it.
@@ -98,7 +98,7 @@ def _version(asked: bool) -> None:
 
 app = typer.Typer(
     cls=_Crocuta,
-    help="Hyena and StripedHyena sequence models: train, generate, score, embed, convert.",
+    help="Hyena and StripedHyena sequence models: train, generate, score, embed, predict, convert.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich would make --help twice as slow
@@ -108,6 +108,7 @@ app.command()(train.train)
 app.command()(generate.generate)
 app.command()(score.score)
 app.command()(embed.embed)
+app.command()(predict.predict)
 app.command()(inspect.inspect)
 app.command()(convert.convert)
 app.command()(distill.distill)

@@ -22,6 +22,7 @@ from crocuta.errors import CrocutaError, InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from crocuta.model.encoder import Encoder
     from crocuta.model.lm import Model
     from crocuta.tokenizers.base import Tokenizer
 
@@ -95,7 +96,7 @@ def batched(documents: Iterable[Document], what: str = "records") -> Iterator[li
             yield batch
 
 
-def encode(model: Model, tokenizer: Tokenizer, documents: Sequence[Document]) -> list[Tensor]:
+def encode(model: Model | Encoder, tokenizer: Tokenizer, documents: Sequence[Document]) -> list[Tensor]:
     """The ids of each document. Raises InputError and TokenizerError that name it."""
     from crocuta.inference.batches import to_ids
 
