@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import KINDS, random_ids, tiny_config, tiny_model
 
+from crocuta.config import (
+    AttentionConfig,
+    BidirectionalHyenaConfig,
+    BlockConfig,
+    ExplicitFilterConfig,
+    ModelConfig,
+)
 from crocuta.errors import InputError
+from crocuta.inference.embed import embed
 from crocuta.model import memory
 from crocuta.model.build import build_model
 from crocuta.model.chunks import hidden_chunks
@@ -259,3 +269,23 @@ def test_the_bound_holds_in_a_process_of_its_own(kind):
     assert as_wanted
     assert peak <= bound
     assert peak >= (bound - memory.BASE) / 3
+
+
+def test_a_model_that_looks_ahead_is_planned_for_whole_rows() -> None:
+    """What a bound is compared with grows with the longest row, which is never read in pieces."""
+    both_ways = BidirectionalHyenaConfig(filter=ExplicitFilterConfig(taps=600))
+    mixers = (both_ways, AttentionConfig(num_heads=2, causal=False))
+        BidirectionalHyenaConfig(filter=ExplicitFilterConfig(taps=600)),
+        AttentionConfig(num_heads=2, causal=False),
+    )
+    blocks = tuple(BlockConfig(mixer=mixer, mlp=None) for mixer in mixers)
+    model = build_model(ModelConfig(vocab_size=64, hidden_size=32, blocks=blocks)).eval()
+    whole = 20_000 * 32 * 4
+    with pytest.raises(InputError, match="max_memory is too small") as failure:
+        plan(model, [20_000, 5, 300], memory.BASE)
+    least = size_in_bytes(re.search(r"at least (\w+)", str(failure.value))[1])
+    assert least - memory.BASE > 5 * whole
+    assert plan(model, [20_000, 5, 300], least).tokens >= SMALLEST
+    rows = [random_ids(length, seed=length) for length in (900, 5, 300)]
+    for bounded, free in zip(embed(model, None, rows, max_memory=least), embed(model, None, rows), strict=True):
+        np.testing.assert_allclose(bounded, free, rtol=0, atol=1e-5)

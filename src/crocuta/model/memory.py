@@ -53,7 +53,7 @@ BASE = 64 << 20
 @dataclass(frozen=True)
 class Plan:
     """What is run at once. Rows share a batch while they have ``tokens`` in all, padding included; a longer row is
-    read alone, ``chunk`` tokens at a time; and ``logits`` are made at a time."""
+    read alone, ``chunk`` tokens at a time by causal models; and ``logits`` are made at a time."""
 
     tokens: int
     chunk: int
@@ -78,7 +78,8 @@ def plan(model: Model, lengths: Sequence[int], max_memory: Size | None, *, token
     bound, held = size_in_bytes(max_memory), token_bytes * sum(lengths)
 
     def needed(choice: Plan) -> int:
-        return max((_needed(model, shape, choice, held) for shape in _largest(lengths, choice)), default=0)
+        shapes = _largest(lengths, choice, in_chunks=model.config.causal)
+        return max((_needed(model, shape, choice, held) for shape in shapes), default=0)
 
     place = bisect.bisect_left(PLANS, True, key=lambda choice: needed(choice) <= bound)  # plans need less and less
     if place == len(PLANS):
@@ -171,13 +172,16 @@ class Shape:
     ragged: bool = False
 
 
-def _largest(lengths: Sequence[int], choice: Plan) -> set[Shape]:
-    """The batches that can hold most: of most tokens in whole blocks of 32, of most rows, and of the longest row."""
+def _largest(lengths: Sequence[int], choice: Plan, *, in_chunks: bool = True) -> set[Shape]:
+    """The batches that can hold most: of most tokens in whole blocks of 32, of most rows, and of the longest row.
+
+    What cannot be read in chunks is read whole, with padding that it must be told of.
+    """
     shapes = []
     for batch in group(lengths, choice.tokens):
         longest = lengths[batch[-1]]
-        chunk = min(longest, choice.chunk)
-        shapes.append(Shape(len(batch), longest, longest, chunk, stateful=longest > choice.chunk))
+        chunk = min(longest, choice.chunk) if in_chunks else longest
+        shapes.append(Shape(len(batch), longest, longest, chunk, stateful=longest > chunk, ragged=not in_chunks))
     measures = (lambda s: s.rows * -(-s.chunk // 32), lambda s: s.rows, lambda s: s.length)
     return {max(shapes, key=measure) for measure in measures} if shapes else set()
 
@@ -253,7 +257,7 @@ def _dry_run(block: Block, channels: int, dtype: torch.dtype, shape: Shape) -> B
                 if name.split(".")[-1] == "lengths":
                     tensor.fill_(shape.length - shape.chunk)
         x = torch.empty(shape.rows, shape.chunk, channels, dtype=dtype, device=meta)
-        y = block(x) if state is None else block.extend(x, state, lengths)
+        y = block(x, lengths) if state is None else block.extend(x, state, lengths)
         peak = booked.peak
         del x, y
         kept = booked.bytes
