@@ -198,6 +198,16 @@ def test_only_the_named_layers() -> None:
     assert new.config.blocks[1].mixer.filter.groups == 4
 
 
+def test_an_implicit_filter_of_groups_keeps_them() -> None:
+    model = modal_model(dataclasses.replace(IMPLICIT, groups=4))
+    new, report = distill(model, modes=3)
+    assert new.config.blocks[0].mixer.filter.groups == 4
+    assert len(report.layers[0].error) == 4
+    ids = random_ids(2, 60, seed=1)
+    expected = model(ids)
+    torch.testing.assert_close(new(ids), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_the_configuration_says_what_was_done() -> None:
     model = modal_model(IMPLICIT, EXPLICIT)
     model.config = dataclasses.replace(model.config, unverified="a doubt")
@@ -225,6 +235,8 @@ def test_a_shorter_horizon_is_easier_and_says_so() -> None:
     [
         ("complex-stable", {"modes": 4}, "nothing to distil: got a filter that is modal already"),
         ("attention", {"modes": 4}, "nothing to distil: got attention"),
+        ("gated-conv", {"modes": 4}, "nothing to distil: got a gated convolution"),
+        ("order-n-shared", {"modes": 4}, "nothing to distil: got Hyena of another kind than one convolution"),
         ("explicit", {"modes": 4}, "5 taps, no more numbers than 4 modes"),
         ("implicit", {"modes": 0}, "modes=0"),
         ("implicit", {"modes": 2, "layers": [7]}, "no such layer: got layer 7; expected 0 to 1"),

@@ -275,9 +275,6 @@ def test_a_model_that_looks_ahead_is_planned_for_whole_rows() -> None:
     """What a bound is compared with grows with the longest row, which is never read in pieces."""
     both_ways = BidirectionalHyenaConfig(filter=ExplicitFilterConfig(taps=600))
     mixers = (both_ways, AttentionConfig(num_heads=2, causal=False))
-        BidirectionalHyenaConfig(filter=ExplicitFilterConfig(taps=600)),
-        AttentionConfig(num_heads=2, causal=False),
-    )
     blocks = tuple(BlockConfig(mixer=mixer, mlp=None) for mixer in mixers)
     model = build_model(ModelConfig(vocab_size=64, hidden_size=32, blocks=blocks)).eval()
     whole = 20_000 * 32 * 4

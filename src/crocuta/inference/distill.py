@@ -20,8 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crocuta.config import (
+    AttentionConfig,
     ComplexModalFilterConfig,
     ExplicitFilterConfig,
+    GatedConvConfig,
     HyenaConfig,
     ImplicitFilterConfig,
     ModelConfig,
@@ -171,8 +173,7 @@ def assemble(model: Model, report: DistillReport) -> Model:
     for fit in report.distilled:
         mixer, prefix = blocks[fit.layer].mixer, f"blocks.{fit.layer}.mixer"
         assert isinstance(mixer, HyenaConfig)
-        groups = mixer.filter.groups if isinstance(mixer.filter, ExplicitFilterConfig) else None
-        filter_ = ComplexModalFilterConfig(modes=report.modes, groups=groups)
+        filter_ = ComplexModalFilterConfig(modes=report.modes, groups=mixer.filter.groups)
         mixer = dataclasses.replace(mixer, filter=filter_, skip=True)
         blocks[fit.layer] = dataclasses.replace(blocks[fit.layer], mixer=mixer)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{prefix}.filter.")}
@@ -210,8 +211,12 @@ def _why_not(mixer: object, modes: int) -> str | None:
             return None if taps > 4 * modes else f"{taps} taps, no more numbers than {modes} modes have"
         case HyenaConfig():
             return "a filter that is modal already"
-        case _:
+        case AttentionConfig():
             return "attention"
+        case GatedConvConfig():
+            return "a gated convolution"
+        case _:
+            return "Hyena of another kind than one convolution between two gates"
 
 
 def _taps_to_fit(config: ModelConfig, layer: int, horizon: int | None) -> int:
