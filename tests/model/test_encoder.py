@@ -209,7 +209,6 @@ def test_dropout_of_a_head_acts_while_training_only():
     [
         (FeatureInputConfig(size=5), True),
         (FeatureInputConfig(size=8), False),
-        (FeatureInputConfig(size=8, always=True), True),
     ],
 )
 def test_features_are_projected_where_sizes_differ(input, projects):

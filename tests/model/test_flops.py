@@ -169,4 +169,4 @@ def test_features_cost_their_projection_where_there_is_one() -> None:
     l = 10
     assert flops.forward_flops(encoder(FeatureInputConfig(size=5)), l) == l * (BODY + 2 * 5 * 8)
     assert flops.forward_flops(encoder(FeatureInputConfig(size=8)), l) == l * BODY
-    assert flops.forward_flops(encoder(FeatureInputConfig(size=8, always=True)), l) == l * (BODY + 2 * 8 * 8)
+    assert flops.forward_flops(encoder(FeatureInputConfig(size=9)), l) == l * (BODY + 2 * 8 * 9)

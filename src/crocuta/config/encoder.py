@@ -29,11 +29,10 @@ class TokenInputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureInputConfig:
-    """Features [b l e], projected with a bias where ``size`` is not the encoder's (``always``: in any case)."""
+    """Features [b l e], projected with a bias where ``size`` is not the encoder's."""
 
     type: ClassVar[str] = "features"
     size: int
-    always: bool = False
 
     def __post_init__(self) -> None:
         positive("FeatureInputConfig", size=self.size)

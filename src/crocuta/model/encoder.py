@@ -159,5 +159,5 @@ def _input_layer(config: InputConfig, channels: int) -> nn.Module:
     match config:
         case TokenInputConfig(vocab_size=size):
             return Embedding(size, channels)
-        case FeatureInputConfig(size=size, always=always):
-            return Linear(size, channels) if always or size != channels else nn.Identity()
+        case FeatureInputConfig(size=size):
+            return nn.Identity() if size == channels else Linear(size, channels)

@@ -114,7 +114,7 @@ def _dense_weights(config: BackboneConfig) -> int:
     match config:
         case ModelConfig(vocab_size=size):
             total = d * size
-        case EncoderConfig(input=FeatureInputConfig(size=size, always=always)) if always or size != d:
+        case EncoderConfig(input=FeatureInputConfig(size=size)) if size != d:
             total = d * size
     for block in config.blocks:
         match block.mlp:
