@@ -198,6 +198,7 @@ def test_only_the_named_layers() -> None:
     assert new.config.blocks[1].mixer.filter.groups == 4
 
 
+@torch.no_grad()
 def test_an_implicit_filter_of_groups_keeps_them() -> None:
     model = modal_model(dataclasses.replace(IMPLICIT, groups=4))
     new, report = distill(model, modes=3)
