@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import json
 import types
 import typing
 from typing import Any, TypeVar
@@ -55,6 +56,16 @@ def decode(cls: type[T], value: Any, where: str = "") -> T:
         if name not in arguments and not optional:
             raise ConfigError(f"missing field {_join(where, name)!r}", expected=f"{name} of {cls.__name__}")
     return cls(**arguments)
+
+
+def decode_json(cls: type[T], value: Any) -> T:
+    """``decode``, which also takes the text of the JSON. Raises ConfigError."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ConfigError("the configuration is not JSON", given=str(error)) from error
+    return decode(cls, value)
 
 
 def replace_path(value: dict[str, Any], path: str, item: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -10,8 +9,7 @@ from crocuta.config.blocks import BlockConfig, check_blocks, is_causal, max_leng
 from crocuta.config.checks import positive, require, share
 from crocuta.config.layers import NormConfig, RMSNormConfig
 from crocuta.config.model import ModelConfig, Precision
-from crocuta.errors import ConfigError
-from crocuta.schema import decode, encode
+from crocuta.schema import decode_json, encode
 
 # --- what goes in ---------------------------------------------------------------------------------------------
 
@@ -194,12 +192,7 @@ class EncoderConfig:
     @classmethod
     def from_json(cls, value: Any) -> EncoderConfig:
         """Strict inverse of ``to_json``; also takes the text itself. Raises ConfigError."""
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise ConfigError("the configuration is not JSON", given=str(error)) from error
-        return decode(cls, value)
+        return decode_json(cls, value)
 
 
 BackboneConfig: TypeAlias = ModelConfig | EncoderConfig

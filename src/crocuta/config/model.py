@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from crocuta.config.blocks import BlockConfig, check_blocks, is_causal, max_length_of
 from crocuta.config.checks import positive, require, share
 from crocuta.config.layers import NormConfig, RMSNormConfig
-from crocuta.errors import ConfigError
-from crocuta.schema import decode, encode
+from crocuta.schema import decode_json, encode
 
 Precision: TypeAlias = Literal["exact", "upstream"]
 
@@ -72,9 +70,4 @@ class ModelConfig:
     @classmethod
     def from_json(cls, value: Any) -> ModelConfig:
         """Strict inverse of ``to_json``; also takes the text itself. Raises ConfigError."""
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise ConfigError("the configuration is not JSON", given=str(error)) from error
-        return decode(cls, value)
+        return decode_json(cls, value)

@@ -11,6 +11,7 @@ from crocuta.model.filters import build_filter
 from crocuta.model.hyena import project, unproject
 from crocuta.model.linear import Linear
 from crocuta.model.mixer import NonCausalMixer
+from crocuta.ops.blocks import own_positions
 from crocuta.ops.fir import fir
 from crocuta.types import Hidden
 
@@ -34,7 +35,7 @@ class BidirectionalHyenaMixer(NonCausalMixer):
         self.output = Linear(channels, channels, bias=config.output_bias)
 
     def forward(self, x: Hidden, lengths: Tensor | None = None) -> Hidden:
-        own = None if lengths is None else own_positions(x, lengths)
+        own = None if lengths is None else own_positions(lengths, x.shape[1], x.device)[:, :, None]
         z = _silenced(project(x, self.projection), own)  # the bias of the projection is heard in padding, too
         x2, x1, v = self._short(z).chunk(3, dim=-1)
         u = _silenced(x1 * v, own)
@@ -46,11 +47,6 @@ class BidirectionalHyenaMixer(NonCausalMixer):
         """The short filter with its middle tap on the current position."""
         half = self.config.short_taps // 2
         return fir(F.pad(z, (0, 0, 0, half)), self.short_taps, self.short_bias)[:, half:]
-
-
-def own_positions(x: Hidden, lengths: Tensor) -> Tensor:
-    """True [b l 1] at the positions that are a row's own, False at padding."""
-    return (torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None])[:, :, None]
 
 
 def _silenced(x: Hidden, own: Tensor | None) -> Hidden:

@@ -23,7 +23,7 @@ from crocuta.errors import InputError, StateError
 from crocuta.model.backbone import Backbone, check_ids, check_lengths
 from crocuta.model.linear import Embedding, Linear
 from crocuta.model.state import ModelState
-from crocuta.ops.blocks import compute_dtype
+from crocuta.ops.blocks import compute_dtype, own_positions
 from crocuta.types import Hidden
 
 
@@ -99,7 +99,7 @@ class Encoder(Backbone):
         if lengths is None or isinstance(self.config.input, TokenInputConfig):
             return x
         self._check_input(x)
-        own = torch.arange(x.shape[1], device=x.device) < check_lengths(x, lengths).to(x.device)[:, None]
+        own = own_positions(check_lengths(x, lengths), x.shape[1], x.device)
         return x.masked_fill(~own[:, :, None], 0)
 
     def _check_input(self, x: Tensor) -> None:
@@ -128,13 +128,12 @@ def pool(
     if not bool((lengths > 0).all()):
         raise InputError("there is nothing to pool", given=f"lengths {lengths.tolist()}", expected="at least 1")
     count = lengths.to(x.device)[:, None]
-    place = torch.arange(x.shape[1], device=x.device)
-    own = place < count
+    own = own_positions(lengths, x.shape[1], x.device)
     match config:
         case MeanPoolingConfig():
             weights = own.to(x.dtype) / count
         case LastPoolingConfig(positions=positions):
-            own = own & (place >= count - positions)
+            own = own & ~own_positions(lengths - positions, x.shape[1], x.device)
             weights = own.to(x.dtype) / own.sum(1, keepdim=True)
         case AttentionPoolingConfig():
             assert query is not None

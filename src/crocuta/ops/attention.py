@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from crocuta.ops.blocks import compute_dtype, full_precision
+from crocuta.ops.blocks import compute_dtype, full_precision, own_positions
 
 MASK_ELEMENTS = 1 << 24
 """Largest boolean mask made at once; rows of different lengths are done in turns. torch makes floats of it."""
@@ -79,7 +79,7 @@ def full_attention(
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     mask = None
     if lengths is not None:
-        mask = (torch.arange(k.shape[2], device=q.device) < lengths.to(q.device)[:, None])[:, None, None]
+        mask = own_positions(lengths, k.shape[2], q.device)[:, None, None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
 
 

@@ -12,11 +12,16 @@ from typing import ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def own_positions(lengths: Int[Tensor, " b"], length: int, device: torch.device) -> Bool[Tensor, "b l"]:
+    """True at the first ``lengths[row]`` of ``length`` positions: what is a row's own, and no padding."""
+    return torch.arange(length, device=device) < lengths.to(device)[:, None]
 
 
 def channels_first(u: Float[Tensor, "b l d"], dtype: torch.dtype) -> Float[Tensor, "d b l"]:
