@@ -9,8 +9,9 @@ BIN := .venv/bin
 CHROMOSOME := .data/ce2chrX.fa.gz
 GENOMES := .data/ragout
 
-# What is installed depends on these two files alone; a change in either installs again.
-KEY := $(shell cat pyproject.toml constraints.txt | cksum)
+# What is installed depends on these files alone, the sources of the compiled kernels among them; a change in any
+# installs again.
+KEY := $(shell cat pyproject.toml constraints.txt hatch_build.py src/crocuta/ops/kernels/cpp/* | cksum)
 
 # A Python that can make a .venv; a .venv whose installed packages have all their files (an interrupted one has not).
 USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))

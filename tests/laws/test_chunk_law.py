@@ -11,16 +11,20 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from kernel_paths import each_path
 from tiny_models import KINDS, MAX_LENGTH, MODAL, random_ids, tiny_model
 
 from crocuta.model.lm import Model
 from crocuta.model.state import ModelState
+from crocuta.ops.kernels.library import library, switched_off
 from crocuta.ops.modal import BLOCK, SPAN
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 BRANCHES = (2, 2, 2, 5, 5)
 """Every cutting has at least six pieces; the product of these is the number of cuttings."""
 BATCH = 2
+WITH_KERNELS = MODAL
+"""Kinds of mixers that compiled kernels run, where there are some."""
 
 
 def piece_sizes(draw: random.Random, position: int, room: int) -> list[int]:
@@ -51,10 +55,21 @@ def cuttings(
         yield from cuttings(model, ids, branch, logits, draw, depth + 1)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_cutting_gives_the_same_logits(kind, dtype):
+    check_cuttings(kind, dtype)
+
+
+@pytest.mark.skipif(library() is None, reason="the test before this one has done it")
+@pytest.mark.parametrize("kind", WITH_KERNELS)
+def test_every_cutting_gives_the_same_logits_without_compiled_kernels(kind):
+    with switched_off():
+        check_cuttings(kind, torch.float64)
+
+
+@torch.no_grad()
+def check_cuttings(kind: str, dtype: torch.dtype) -> None:
     draw = random.Random(f"{kind} {dtype}")
     model = tiny_model(kind, dtype, seed=1)
     ids = random_ids(BATCH, draw.randint(2 * BLOCK + 4, 90), seed=2)
@@ -85,8 +100,14 @@ def test_single_tokens_give_the_same_logits(kind):
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("kind", MODAL)
-def test_cuttings_beyond_a_span_of_blocks(kind, dtype):
+@each_path
+def test_cuttings_beyond_a_span_of_blocks(kind, dtype, path):
     """The scan of a modal filter takes a second kind of step every BLOCK · SPAN tokens."""
+    with path():
+        check_long_cuttings(kind, dtype)
+
+
+def check_long_cuttings(kind: str, dtype: torch.dtype) -> None:
     draw = random.Random(kind)
     model = tiny_model(kind, dtype, seed=5)
     ids = random_ids(BATCH, 2 * BLOCK * SPAN + 77, seed=6)

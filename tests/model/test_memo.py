@@ -7,12 +7,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from kernel_paths import each_path
 from tiny_models import FILTERS, MODAL, random_ids, tiny_model
 
 from crocuta.model.filters import ImplicitFilter
+from crocuta.model.filters import modal as filters
 from crocuta.model.lm import Model
 from crocuta.model.precision import Memo
 from crocuta.ops import modal
+from crocuta.ops.kernels.library import library, switched_off, why_not
 
 
 def outputs(model: Model) -> list[torch.Tensor]:
@@ -60,7 +63,13 @@ CHANGES = (load, assign, step, scale_in_place, cast, train_and_go_back)
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("kind", FILTERS)
-def test_a_change_of_parameters_is_seen(kind: str, change: Callable[[Model], None]) -> None:
+@each_path
+def test_a_change_of_parameters_is_seen(kind: str, change: Callable[[Model], None], path) -> None:
+    with path():
+        check_a_change(kind, change)
+
+
+def check_a_change(kind: str, change: Callable[[Model], None]) -> None:
     model = tiny_model(kind, seed=1)
     model.kind = kind
     before = outputs(model)
@@ -80,13 +89,29 @@ def test_tables_are_made_once(kind, monkeypatch):
         original = getattr(modal, name)
         monkeypatch.setattr(modal, name, lambda *a, _f=original, _n=name: calls.append(_n) or _f(*a))
     model = tiny_model(kind, seed=1)
+    with switched_off():
+        for _ in range(3):
+            outputs(model)
+        assert sorted(calls) == ["modal_step_constants"] * 2 + ["modal_tables"] * 2  # one a block
+        calls.clear()
+        for _ in range(3):
+            model(random_ids(1, 9))
+        assert calls == ["modal_tables"] * 6
+
+
+@pytest.mark.skipif(library() is None, reason=why_not() or "")
+@pytest.mark.parametrize("kind", MODAL)
+def test_constants_of_the_compiled_kernel_are_made_once(kind, monkeypatch):
+    calls: list[int] = []
+    original = filters.modal_constants
+    monkeypatch.setattr(filters, "modal_constants", lambda *a: calls.append(1) or original(*a))
+    model = tiny_model(kind, seed=1)
     for _ in range(3):
         outputs(model)
-    assert sorted(calls) == ["modal_step_constants"] * 2 + ["modal_tables"] * 2  # one a block
-    calls.clear()
+    assert len(calls) == 2  # one a block
     for _ in range(3):
         model(random_ids(1, 9))
-    assert calls == ["modal_tables"] * 6
+    assert len(calls) == 2 + 6
 
 
 def test_taps_of_an_implicit_filter_are_made_once_a_length(monkeypatch):

@@ -18,6 +18,7 @@ from crocuta.config import (
     RealModalFilterConfig,
 )
 from crocuta.model.hyena import HyenaMixer
+from crocuta.ops.kernels.library import library, switched_off, why_not
 
 CHANNELS = 8
 COMMON = 8
@@ -53,8 +54,18 @@ def floats_a_token_and_channel(filter_: FilterConfig, batch: int = 2) -> float:
 def test_modal_filters_keep_one_state_a_block(modes):
     """Of 2 n numbers (n where they are real) every 32 tokens."""
     complex_, real = ComplexModalFilterConfig(modes=modes), RealModalFilterConfig(modes=modes)
-    assert floats_a_token_and_channel(complex_) == pytest.approx(COMMON + 2 * modes / 32, rel=1e-3)
-    assert floats_a_token_and_channel(real) == pytest.approx(COMMON + modes / 32, rel=1e-3)
+    with switched_off():
+        assert floats_a_token_and_channel(complex_) == pytest.approx(COMMON + 2 * modes / 32, rel=1e-3)
+        assert floats_a_token_and_channel(real) == pytest.approx(COMMON + modes / 32, rel=1e-3)
+
+
+@pytest.mark.skipif(library() is None, reason=why_not() or "")
+@pytest.mark.parametrize("modes", [2, 16])
+def test_the_fused_operator_keeps_its_input_and_one_state_a_block(modes):
+    """Of the layer's input, its projection (three numbers) and the operator's output no copies, and nothing between."""
+    complex_, real = ComplexModalFilterConfig(modes=modes), RealModalFilterConfig(modes=modes)
+    assert floats_a_token_and_channel(complex_) == pytest.approx(5 + 2 * modes / 64, rel=1e-3)
+    assert floats_a_token_and_channel(real) == pytest.approx(5 + modes / 64, rel=1e-3)
 
 
 @pytest.mark.parametrize("taps", [7, 128, 600])

@@ -18,7 +18,7 @@ from crocuta.config import (
     Precision,
     RealModalFilterConfig,
 )
-from crocuta.model.filters import build_filter
+from crocuta.model.filters import ShortFilter, build_filter
 from crocuta.model.fp8 import FP8Linear
 from crocuta.model.linear import Linear
 from crocuta.model.mixer import Mixer
@@ -45,11 +45,15 @@ class HyenaMixer(Mixer):
         self.filter = build_filter(config.filter, channels)
         self.skip = nn.Parameter(torch.empty(channels)) if config.skip else None
         self.output = Linear(channels, channels, bias=config.output_bias)
+        self._rounds = precision == "upstream"
         self._fir_gate = fir_gate_stepwise if precision == "upstream" else fir_gate
         self._with_skip = _skip_rule(config.filter, precision)
         self._unproject = unproject_stepwise if precision == "upstream" else unproject
 
     def forward(self, x: Hidden, lengths: Tensor | None = None) -> Hidden:
+        if self._fuses(x):
+            short = ShortFilter(self.short_taps, self.short_bias, None)
+            return self.output(self.filter.fused(self.projection(x), short, self.skip))
         x2, u = self._fir_gate(project(x, self.projection), self.short_taps, self.short_bias)
         return self._unproject(x2 * self._with_skip(self.filter.convolve, u, self.skip), self.output)
 
@@ -60,6 +64,11 @@ class HyenaMixer(Mixer):
 
     def extend(self, x: Hidden, state: State, lengths: Tensor | None = None) -> Hidden:
         assert isinstance(state, HyenaState)
+        if self._fuses(x):
+            z, tail = self.projection(x), state.short.tail
+            state.short.tail = next_tail(z, tail, lengths)
+            short = ShortFilter(self.short_taps, self.short_bias, tail)
+            return self.output(self.filter.fused(z, short, self.skip, state.long, lengths))
         z = project(x, self.projection)
         x2, u = self._fir_gate(z, self.short_taps, self.short_bias, state.short.tail)
         state.short.tail = next_tail(z, state.short.tail, lengths)
@@ -68,6 +77,11 @@ class HyenaMixer(Mixer):
             return self.filter.extend(u, skip, state.long, lengths)
 
         return self._unproject(x2 * self._with_skip(convolve, u, self.skip), self.output)
+
+    def _fuses(self, x: Hidden) -> bool:
+        """Whether one compiled operator does it all: where nothing between is to be rounded."""
+        stepwise = self._rounds and (compute_dtype(x.dtype) != x.dtype or torch.is_autocast_enabled(x.device.type))
+        return not stepwise and self.filter.fuses(x.device, x.shape[1])
 
 
 def _skip_rule(config: FilterConfig, precision: Precision) -> Callable[[Convolve, Hidden, Tensor | None], Hidden]:

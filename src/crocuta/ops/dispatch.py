@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from crocuta.errors import KernelUnavailableError
+from crocuta.ops.kernels.library import why_not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class Case:
     """Whether earlier tokens of the sequence, read by earlier calls, reach them too."""
     sizes: tuple[int, ...] = ()
     """Sides of the matrix that multiplies them."""
+    device: str = "cpu"
+    """Type of the device that the tensors are on."""
     capability: tuple[int, int] | None = None
     """CUDA compute capability of an NVIDIA device; None on every other device."""
     float64: bool = False
@@ -43,6 +46,10 @@ def _when(holds: Callable[[Case], bool], reason: str) -> Callable[[Case], str | 
     return lambda case: None if holds(case) else reason
 
 
+def _rejects_compiled(case: Case) -> str | None:
+    return why_not() if case.device == "cpu" else "not on a CPU"
+
+
 def _rejects_scaled_mm(case: Case) -> str | None:
     if case.capability is None:
         return "not on an NVIDIA device"
@@ -55,8 +62,10 @@ def _rejects_scaled_mm(case: Case) -> str | None:
 
 # Limits measured on two CPU cores, see docs/decisions.md.
 TABLE: dict[str, tuple[Kernel, ...]] = {
+    "hyena_modal": (Kernel("fused", _rejects_compiled), Kernel("composed", _never)),
     "modal": (
-        Kernel("recurrent", _when(lambda c: c.length <= 4, "more than 4 tokens: a matrix product is faster")),
+        Kernel("recurrent", _when(lambda c: c.length <= 4, "more than 4 tokens: another is faster")),
+        Kernel("compiled", _rejects_compiled),
         Kernel("chunked", _never),
     ),
     "fir": (

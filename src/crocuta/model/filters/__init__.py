@@ -15,7 +15,7 @@ from crocuta.config import (
     ImplicitFilterConfig,
     RealModalFilterConfig,
 )
-from crocuta.model.filters.base import Filter
+from crocuta.model.filters.base import Filter, ShortFilter
 from crocuta.model.filters.explicit import ExplicitFilter
 from crocuta.model.filters.implicit import ImplicitFilter, feature_count, positional_features, window_rates
 from crocuta.model.filters.modal import ModalFilter
@@ -25,6 +25,7 @@ __all__ = [
     "Filter",
     "ImplicitFilter",
     "ModalFilter",
+    "ShortFilter",
     "build_filter",
     "feature_count",
     "positional_features",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,14 @@ from crocuta.model.precision import Float32Module
 from crocuta.model.state import OnlineState, State, check_room
 from crocuta.ops.online_conv import BLOCK, OnlineTaps, online_convolution
 from crocuta.types import Hidden
+
+
+class ShortFilter(NamedTuple):
+    """What stands before the long filter of a Hyena mixer: taps [c k], bias [c], the k - 1 inputs before [b t c]."""
+
+    taps: Tensor
+    bias: Tensor | None
+    tail: Tensor | None
 
 
 class Filter(Float32Module):
@@ -37,6 +46,24 @@ class Filter(Float32Module):
     @abstractmethod
     def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
         """The convolution continued from ``state``, which is updated; inputs past ``lengths[row]`` are padding."""
+
+    def fuses(self, device: torch.device, length: int) -> bool:
+        """Whether ``fused`` does so many tokens on a device."""
+        return False
+
+    def fused(
+        self,
+        z: Float[Tensor, "b l c"],
+        short: ShortFilter,
+        skip: Tensor | None,
+        state: State | None = None,
+        lengths: Tensor | None = None,
+    ) -> Hidden:
+        """All between the projections of a Hyena mixer in one operator: x2 · (h ∗ (x1·v) + D·(x1·v)) in z's dtype.
+
+        (x2, x1, v) are the thirds of the short filter of z. With a state the sequence goes on from it.
+        """
+        raise AssertionError("asked for where fuses() is false")
 
 
 # --- filters without a recurrence ---

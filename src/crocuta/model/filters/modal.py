@@ -7,11 +7,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from crocuta.config import ComplexModalFilterConfig, RealModalFilterConfig
-from crocuta.model.filters.base import Filter
+from crocuta.model.filters.base import Filter, ShortFilter
 from crocuta.model.precision import Memo
 from crocuta.model.state import ModalState, State
 from crocuta.ops import modal
 from crocuta.ops.dispatch import Case, choose
+from crocuta.ops.kernels.hyena import hyena_modal
+from crocuta.ops.kernels.modal import ModalConstants, modal_constants, modal_scan
 from crocuta.types import Hidden
 
 
@@ -72,22 +74,51 @@ class ModalFilter(Filter):
 
     def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
         assert isinstance(state, ModalState)
-        y, last = self._run(u, skip, state.modes)
-        if lengths is not None:
-            last = modal.modal_final_state(u, self._tables(), self.logs(), state.modes, lengths)
-        state.modes = last
+        y, state.modes = self._run(u, skip, state.modes, lengths)
         return y
 
-    def _run(self, u: Hidden, skip: Tensor | None, modes: Tensor | None) -> tuple[Hidden, Tensor]:
-        match choose(Case(op="modal", length=u.shape[1])).name:
+    def fuses(self, device: torch.device, length: int) -> bool:
+        return choose(Case(op="hyena_modal", length=length, device=device.type)).name == "fused"
+
+    def fused(
+        self,
+        z: Tensor,
+        short: ShortFilter,
+        skip: Tensor | None,
+        state: State | None = None,
+        lengths: Tensor | None = None,
+    ) -> Hidden:
+        if state is None:
+            return hyena_modal(z, short.taps, short.bias, self._constants(), skip, short.tail)[0]
+        assert isinstance(state, ModalState)
+        y, state.modes = hyena_modal(
+            z, short.taps, short.bias, self._constants(), skip, short.tail, state.modes, lengths
+        )
+        return y
+
+    def _run(
+        self, u: Hidden, skip: Tensor | None, modes: Tensor | None, lengths: Tensor | None = None
+    ) -> tuple[Hidden, Tensor]:
+        match choose(Case(op="modal", length=u.shape[1], device=u.device.type)).name:
+            case "compiled":
+                return modal_scan(u, self._constants(), skip, modes, lengths)
             case "recurrent":
                 poles, residues = self._memo.get("step", self._weights(), self._step_constants)
-                return modal.recurrent(u, poles, residues, skip, modes)
+                y, last = modal.recurrent(u, poles, residues, skip, modes)
             case _:
-                return modal.chunked(u, self._tables(), skip, modes)
+                y, last = modal.chunked(u, self._tables(), skip, modes)
+        if lengths is not None:
+            assert modes is not None
+            last = modal.modal_final_state(u, self._tables(), self.logs(), modes, lengths)
+        return y, last
 
     def _tables(self) -> modal.ModalTables:
         return self._memo.get("tables", self._weights(), lambda: modal.modal_tables(self.logs(), self.residues))
 
     def _step_constants(self) -> tuple[Tensor, Tensor]:
         return modal.modal_step_constants(self.logs(), self.residues, self.channels)
+
+    def _constants(self) -> ModalConstants:
+        return self._memo.get(
+            "constants", self._weights(), lambda: modal_constants(self.logs(), self.residues, self.channels)
+        )

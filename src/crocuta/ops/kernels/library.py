@@ -1,0 +1,141 @@
+"""The compiled kernels: a shared library of plain C functions, opened when it is first asked for.
+
+It is built when the package is installed and a C++ compiler is there (hatch_build.py). Functions are named
+``crocuta_<kernel>_<dtype>_<instruction set>``; the machine decides once which instruction set runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_HERE = Path(__file__).resolve().parent
+_ARGUMENTS: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64}
+_DTYPES = {torch.float32: "f32", torch.float64: "f64"}
+
+INSTRUCTION_SETS = ("base", "avx2", "avx512")
+"""From the least to the best; a machine that has one has those before it."""
+
+
+class Library:
+    """The functions of one instruction set; ``isa`` may be set to a lesser one (``limited_to``)."""
+
+    def __init__(self, path: Path) -> None:
+        self._functions = ctypes.CDLL(str(path))
+        self.isa = _text(self._functions.crocuta_best_isa)
+        self._found: dict[tuple[str, torch.dtype, str], Callable[..., None]] = {}
+
+    def function(self, name: str, dtype: torch.dtype, signature: str) -> Callable[..., None]:
+        """A kernel for a dtype: ``signature`` has a letter an argument, p for a tensor or None, i for an integer.
+
+        The callable takes tensors as they are and passes their addresses: shapes, strides, dtypes and devices are the
+        caller's concern. Python threads run on while it works.
+        """
+        key = name, dtype, self.isa
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = self._bind(name, dtype, signature)
+        return found
+
+    def _bind(self, name: str, dtype: torch.dtype, signature: str) -> Callable[..., None]:
+        symbol = self._functions[f"crocuta_{name}_{_DTYPES[dtype]}_{self.isa}"]
+        symbol.restype = None
+        symbol.argtypes = [_ARGUMENTS[letter] for letter in signature]
+
+        def call(*arguments: Tensor | int | None) -> None:
+            symbol(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
+
+        return call
+
+
+_switched_off = False
+
+
+def library() -> Library | None:
+    """The library, or None where there is none (``why_not``)."""
+    return None if _switched_off else _opened()[0]
+
+
+def why_not() -> str | None:
+    """Why there is no library, or None where there is one."""
+    return "compiled kernels are switched off" if _switched_off else _opened()[1]
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """No compiled kernels for a while, as on a machine without a compiler, for comparisons. Not for use by threads."""
+    global _switched_off
+    before, _switched_off = _switched_off, True
+    try:
+        yield
+    finally:
+        _switched_off = before
+
+
+# --- what modules that call kernels share ---
+
+
+def function(name: str, dtype: torch.dtype, signature: str) -> Callable[..., None]:
+    """``Library.function`` of the library that there is."""
+    opened = library()
+    assert opened is not None, "the dispatcher asks for compiled kernels only where there are some"
+    return opened.function(name, dtype, signature)
+
+
+def rows_of(u: Tensor) -> Tensor:
+    """[.. d] with neighbouring channels side by side; other strides stay as they are."""
+    return u if u.stride(-1) == 1 or u.shape[-1] == 1 else u.contiguous()
+
+
+def contiguous(*tensors: Tensor | None) -> list[Any]:
+    """``tensor.contiguous()`` of each that is there."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+@contextmanager
+def limited_to(isa: str) -> Iterator[None]:
+    """A lesser instruction set for a while, for tests on one machine of what others run. Not for use by threads."""
+    opened = library()
+    if opened is None or INSTRUCTION_SETS.index(isa) > INSTRUCTION_SETS.index(opened.isa):
+        raise ValueError(f"this machine has no {isa} kernels")
+    best, opened.isa = opened.isa, isa
+    try:
+        yield
+    finally:
+        opened.isa = best
+
+
+@functools.cache
+def _opened() -> tuple[Library | None, str | None]:
+    path, failure = _HERE / "_native.so", _HERE / "_native.txt"
+    if not path.is_file():
+        reason = failure.read_text().strip() if failure.is_file() else "the package was installed without building them"
+        return None, f"no compiled kernels: {reason}"
+    try:
+        sources = _text(ctypes.CDLL(str(path)).crocuta_sources)
+        if sources != _hash_of_sources(_HERE / "cpp"):
+            return None, "the compiled kernels are not of these sources: install the package again"
+        return Library(path), None
+    except (OSError, AttributeError) as error:
+        return None, f"the compiled kernels cannot be loaded: {error}"
+
+
+def _text(function: Callable[[], bytes]) -> str:
+    function.restype = ctypes.c_char_p  # type: ignore[attr-defined]
+    return function().decode()
+
+
+def _hash_of_sources(folder: Path) -> str:
+    """As hatch_build.py has it, which cannot be imported here."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.[ch]*")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
