@@ -61,8 +61,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     started = time.perf_counter()
-    rows, left_out = make_rows(SIZES[options.size](), options.tasks, options.seed)
-    runs = train_all(rows, options)
+    plans = SIZES[options.size]()
+    rows, left_out = make_rows(plans, options.tasks, options.seed)
+    runs = train_all(
+        [(name, kind) for name in rows for kind in options.models if kind not in plans[name].without], rows, options
+    )
     result = {
         "manifest": manifest(),
         "size": options.size,
@@ -98,12 +101,13 @@ def make_rows(plans: dict[str, Plan], names: Sequence[str], seed: int) -> tuple[
     return rows, left_out
 
 
-def train_all(rows: dict[str, tuple[Row, Recipe]], options: argparse.Namespace) -> list[dict[str, Any]]:
+def train_all(
+    jobs: Sequence[tuple[str, str]], rows: dict[str, tuple[Row, Recipe]], options: argparse.Namespace
+) -> list[dict[str, Any]]:
     """Every model on every row, in processes of one thread each; the runs in the order of the table.
 
     The tasks of the most work come first, so that the processes end together.
     """
-    jobs = [(name, kind) for name in rows for kind in options.models]
     by_work = sorted(jobs, key=lambda job: -_work(*rows[job[0]]))
     runs: dict[tuple[str, str], dict[str, Any]] = {}
     with ProcessPoolExecutor(options.workers, get_context("spawn"), initializer=_one_thread) as pool:

@@ -23,7 +23,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4}
 BRANCHES = (2, 2, 2, 5, 5)
 """Every cutting has at least six pieces; the product of these is the number of cuttings."""
 BATCH = 2
-WITH_KERNELS = MODAL
+WITH_KERNELS = (*MODAL, "implicit", "explicit", "explicit-fft")
 """Kinds of mixers that compiled kernels run, where there are some."""
 
 

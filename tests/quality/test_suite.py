@@ -255,7 +255,7 @@ def test_a_missed_bound_ends_with_1(module, monkeypatch, tmp_path: Path, hyena, 
     script = module("run")
     figures = {"hyena": hyena, "striped": striped}
     runs = [done("in-context-recall", kind, value) for kind, value in figures.items() if value is not None]
-    monkeypatch.setattr(script, "train_all", lambda rows, options: runs)
+    monkeypatch.setattr(script, "train_all", lambda jobs, rows, options: runs)
     arguments = ["--tasks=in-context-recall", "--models=hyena,striped", f"--output={tmp_path}"]
     assert script.main(arguments) == status
 

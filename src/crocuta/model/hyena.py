@@ -51,7 +51,7 @@ class HyenaMixer(Mixer):
         self._unproject = unproject_stepwise if precision == "upstream" else unproject
 
     def forward(self, x: Hidden, lengths: Tensor | None = None) -> Hidden:
-        if self._fuses(x):
+        if self._fuses(x, continued=False):
             short = ShortFilter(self.short_taps, self.short_bias, None)
             return self.output(self.filter.fused(self.projection(x), short, self.skip))
         x2, u = self._fir_gate(project(x, self.projection), self.short_taps, self.short_bias)
@@ -64,7 +64,7 @@ class HyenaMixer(Mixer):
 
     def extend(self, x: Hidden, state: State, lengths: Tensor | None = None) -> Hidden:
         assert isinstance(state, HyenaState)
-        if self._fuses(x):
+        if self._fuses(x, continued=True):
             z, tail = self.projection(x), state.short.tail
             state.short.tail = next_tail(z, tail, lengths)
             short = ShortFilter(self.short_taps, self.short_bias, tail)
@@ -78,10 +78,10 @@ class HyenaMixer(Mixer):
 
         return self._unproject(x2 * self._with_skip(convolve, u, self.skip), self.output)
 
-    def _fuses(self, x: Hidden) -> bool:
+    def _fuses(self, x: Hidden, *, continued: bool) -> bool:
         """Whether one compiled operator does it all: where nothing between is to be rounded."""
         stepwise = self._rounds and (compute_dtype(x.dtype) != x.dtype or torch.is_autocast_enabled(x.device.type))
-        return not stepwise and self.filter.fuses(x.device, x.shape[1])
+        return not stepwise and self.filter.fuses(x.device, x.shape[1], continued=continued)
 
 
 def _skip_rule(config: FilterConfig, precision: Precision) -> Callable[[Convolve, Hidden, Tensor | None], Hidden]:

@@ -50,6 +50,10 @@ def _rejects_compiled(case: Case) -> str | None:
     return why_not() if case.device == "cpu" else "not on a CPU"
 
 
+def _rejects_fused_transform(case: Case) -> str | None:
+    return "earlier tokens reach these" if case.continued else _rejects_compiled(case)
+
+
 def _rejects_scaled_mm(case: Case) -> str | None:
     if case.capability is None:
         return "not on an NVIDIA device"
@@ -63,6 +67,8 @@ def _rejects_scaled_mm(case: Case) -> str | None:
 # Limits measured on two CPU cores, see docs/decisions.md.
 TABLE: dict[str, tuple[Kernel, ...]] = {
     "hyena_modal": (Kernel("fused", _rejects_compiled), Kernel("composed", _never)),
+    "hyena_fir": (Kernel("fused", _rejects_compiled), Kernel("composed", _never)),
+    "hyena_long": (Kernel("fused", _rejects_fused_transform), Kernel("composed", _never)),
     "modal": (
         Kernel("recurrent", _when(lambda c: c.length <= 4, "more than 4 tokens: another is faster")),
         Kernel("compiled", _rejects_compiled),

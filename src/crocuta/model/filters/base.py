@@ -47,8 +47,8 @@ class Filter(Float32Module):
     def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
         """The convolution continued from ``state``, which is updated; inputs past ``lengths[row]`` are padding."""
 
-    def fuses(self, device: torch.device, length: int) -> bool:
-        """Whether ``fused`` does so many tokens on a device."""
+    def fuses(self, device: torch.device, length: int, *, continued: bool) -> bool:
+        """Whether ``fused`` does so many tokens on a device, with a state if they continue a sequence."""
         return False
 
     def fused(

@@ -9,12 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from crocuta.config import ExplicitFilterConfig
-from crocuta.model.filters.base import Filter, extend_online, online_state
+from crocuta.model.filters.base import Filter, ShortFilter, extend_online, online_state
 from crocuta.model.precision import Memo
 from crocuta.model.state import FIRState, OnlineState, State
 from crocuta.ops.dispatch import Case, choose
 from crocuta.ops.fft_conv import fft_convolution
 from crocuta.ops.fir import fir, next_tail
+from crocuta.ops.kernels import fir as kernels
+from crocuta.ops.kernels.hyena_fft import hyena_fft
 from crocuta.ops.online_conv import OnlineTaps, buffer_length
 from crocuta.types import Hidden
 
@@ -61,6 +63,30 @@ class ExplicitFilter(Filter):
         y = self._toeplitz(u, skip, state.tail)
         state.tail = next_tail(u, state.tail, lengths)
         return y
+
+    def fuses(self, device: torch.device, length: int, *, continued: bool) -> bool:
+        op = "hyena_long" if self._is_online else "hyena_fir"
+        case = Case(op=op, length=length, taps=self.config.taps, continued=continued, device=device.type)
+        return choose(case).name == "fused"
+
+    def fused(
+        self,
+        z: Tensor,
+        short: ShortFilter,
+        skip: Tensor | None,
+        state: State | None = None,
+        lengths: Tensor | None = None,
+    ) -> Hidden:
+        taps = self.taps(self.config.taps)
+        if self._is_online:
+            return hyena_fft(z, short.taps, short.bias, taps, skip)
+        x2, u = kernels.fir_gate(z, short.taps, short.bias, short.tail)
+        if state is None:
+            return x2 * kernels.fir(u, taps, None, None, skip)
+        assert isinstance(state, FIRState)
+        y = kernels.fir(u, taps, None, state.tail, skip)
+        state.tail = next_tail(u, state.tail, lengths)
+        return x2 * y
 
     def _toeplitz(self, u: Hidden, skip: Tensor | None, tail: Tensor | None) -> Hidden:
         y = fir(u, self.taps(self.config.taps), None, tail)

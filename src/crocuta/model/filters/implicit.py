@@ -20,12 +20,15 @@ from crocuta.config import (
     SinusoidalConfig,
 )
 from crocuta.errors import InputError
-from crocuta.model.filters.base import Filter, extend_online, online_state
+from crocuta.model.filters.base import Filter, ShortFilter, extend_online, online_state
 from crocuta.model.linear import Linear
 from crocuta.model.precision import Memo
 from crocuta.model.state import OnlineState, State
-from crocuta.ops.blocks import full_precision
+from crocuta.ops.blocks import compute_dtype, full_precision
+from crocuta.ops.dispatch import Case, choose
 from crocuta.ops.fft_conv import fft_convolution, filter_spectrum
+from crocuta.ops.kernels.fft_conv import filter_spectrum as compiled_spectrum
+from crocuta.ops.kernels.hyena_fft import hyena_fft
 from crocuta.ops.online_conv import OnlineTaps, buffer_length
 from crocuta.types import Hidden
 
@@ -151,6 +154,27 @@ class ImplicitFilter(Filter):
                 "spectrum", self._weights(), lambda: filter_spectrum(taps, u.shape[1]), u.shape[1]
             )
         return fft_convolution(u, taps, skip, spectrum)
+
+    def fuses(self, device: torch.device, length: int, *, continued: bool) -> bool:
+        case = Case(op="hyena_long", length=length, taps=length, continued=continued, device=device.type)
+        return choose(case).name == "fused"
+
+    def fused(
+        self,
+        z: Tensor,
+        short: ShortFilter,
+        skip: Tensor | None,
+        state: State | None = None,
+        lengths: Tensor | None = None,
+    ) -> Hidden:
+        length, dtype = z.shape[1], compute_dtype(z.dtype)
+        taps = self.taps(length).to(dtype)
+        spectrum = None
+        if not torch.is_grad_enabled():
+            spectrum = self._memo.get(
+                "compiled spectrum", self._weights(), lambda: compiled_spectrum(taps, length), (length, dtype)
+            )
+        return hyena_fft(z, short.taps, short.bias, taps, skip, spectrum)
 
     def init_state(
         self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype

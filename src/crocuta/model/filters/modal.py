@@ -40,10 +40,13 @@ class ModalFilter(Filter):
         self._memo = Memo()
 
     def logs(self) -> Float[Tensor, "g n *z"]:
-        """The log-poles: (log modulus, angle), or the real log."""
+        """The log-poles: (log modulus, angle), or the real log.
+
+        In float64 where they are made of raw poles: the modulus of one near 1 has few digits in a float32 logarithm.
+        """
         if self.poles is not None:
-            re, im = self.poles.unbind(-1)
-            tiny = torch.finfo(re.dtype).tiny
+            re, im = self.poles.to(torch.float32 if self.poles.device.type == "mps" else torch.float64).unbind(-1)
+            tiny = torch.finfo(self.poles.dtype).tiny
             return torch.stack([0.5 * torch.log((re * re + im * im).clamp(min=tiny)), torch.atan2(im, re)], dim=-1)
         if self.log_poles is not None:
             return self.log_poles
@@ -77,7 +80,7 @@ class ModalFilter(Filter):
         y, state.modes = self._run(u, skip, state.modes, lengths)
         return y
 
-    def fuses(self, device: torch.device, length: int) -> bool:
+    def fuses(self, device: torch.device, length: int, *, continued: bool) -> bool:
         return choose(Case(op="hyena_modal", length=length, device=device.type)).name == "fused"
 
     def fused(

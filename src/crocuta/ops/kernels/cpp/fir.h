@@ -15,8 +15,8 @@
 
 namespace {
 
-constexpr int64_t kFirShort = 8;  // up to so many taps the code is unrolled
-constexpr int64_t kFirSteps = 64;  // steps that are copied at once where inputs cannot be read in place
+constexpr int64_t kFirShort = 8;  // up to so many taps a filter is short
+constexpr int64_t kFirSteps = 16;  // steps that are copied at once where inputs cannot be read in place
 
 // One row of a batch: its inputs, and the k - 1 before them, oldest first, or null for zeros.
 template <typename T>
@@ -42,27 +42,37 @@ void fir_pack_taps(const T* taps, int64_t groups, int64_t k, int64_t channels, T
     for (int64_t j = 0; j < k; ++j) packed[j * channels + ch] = taps[ch / each * k + j];
 }
 
-// Times [t0 - (k - 1), t0 + n) of one vector of channels as whole vectors, zeros in lanes that are not there.
+// Times [from, to) of one vector of channels as whole vectors, zeros in lanes that are not there.
 template <typename T>
-void fir_pack(const FirInputs<T>& in, int64_t k, int64_t ch, int64_t lanes, int64_t t0, int64_t n, T* to) {
-  for (int64_t t = t0 - (k - 1); t < t0 + n; ++t, to += kLanes<T>) {
-    const T* from = t >= 0 ? in.rows + t * in.step : in.tail ? in.tail + (k - 1 + t) * in.tail_step : nullptr;
-    store(to, from ? load(from + ch, lanes) : Vec<T>{});
+void fir_pack(const FirInputs<T>& in, int64_t k, int64_t ch, int64_t lanes, int64_t from, int64_t to, T* packed) {
+  for (int64_t t = from; t < to; ++t, packed += kLanes<T>) {
+    const T* at = t >= 0 ? in.rows + t * in.step : in.tail ? in.tail + (k - 1 + t) * in.tail_step : nullptr;
+    store(packed, at ? load(at + ch, lanes) : Vec<T>{});
   }
 }
 
-// Calls work(std::integral_constant<int, K>) with K = k, or with 0 for more than kFirShort taps.
+// Room for kFirSteps inputs and the k - 1 before them, `count` times; on the stack for short filters.
+template <typename T>
+struct FirScratch {
+  FirScratch(int64_t k, int64_t count) : room((kFirSteps + k - 1) * kLanes<T>) {
+    if (k > kFirShort) many.reset(new T[static_cast<size_t>(count * room)]);
+  }
+  T* at(int64_t index) { return (many ? many.get() : few) + index * room; }
+
+  const int64_t room;
+
+ private:
+  std::unique_ptr<T[]> many;
+  alignas(64) T few[3 * (kFirSteps + kFirShort - 1) * kLanes<T>];
+};
+
+// Calls work(std::integral_constant<int, K>) with K = k for the filters that models have, else with 0: any number.
 template <typename Work>
 CROCUTA_INLINE void fir_with_taps(int64_t k, Work&& work) {
   switch (k) {
-    case 1: return work(std::integral_constant<int, 1>{});
-    case 2: return work(std::integral_constant<int, 2>{});
     case 3: return work(std::integral_constant<int, 3>{});
     case 4: return work(std::integral_constant<int, 4>{});
-    case 5: return work(std::integral_constant<int, 5>{});
-    case 6: return work(std::integral_constant<int, 6>{});
     case 7: return work(std::integral_constant<int, 7>{});
-    case 8: return work(std::integral_constant<int, 8>{});
     default: return work(std::integral_constant<int, 0>{});
   }
 }
@@ -168,21 +178,47 @@ void fir_gate_block(const FirFilter<T>& f, const FirInputs<T>& z, int64_t ch, in
     });
   };
   if (lanes == kLanes<T> && t0 >= f.k - 1) return run(z.rows + (t0 - (f.k - 1)) * z.step + ch, d, z.step, n, out);
-  const int64_t room = (kFirSteps + f.k - 1) * kLanes<T>;
-  alignas(64) T few[3 * (kFirSteps + kFirShort - 1) * kLanes<T>];
-  const std::unique_ptr<T[]> many(f.k > kFirShort ? new T[static_cast<size_t>(3 * room)] : nullptr);
-  T* packed = many ? many.get() : few;
+  FirScratch<T> packed(f.k, 3);
   for (int64_t t = 0; t < n; t += kFirSteps) {
     const int64_t steps = std::min(kFirSteps, n - t), at = t * out.step;
-    for (int part = 0; part < 3; ++part) fir_pack(z, f.k, part * d + ch, lanes, t0 + t, steps, packed + part * room);
-    run(packed, room, kLanes<T>, steps, out.after(at));
+    for (int part = 0; part < 3; ++part)
+      fir_pack(z, f.k, part * d + ch, lanes, t0 + t - (f.k - 1), t0 + t + steps, packed.at(part));
+    run(packed.at(0), packed.room, kLanes<T>, steps, out.after(at));
+  }
+}
+
+// y at times [t0, t0 + n) of channels [ch, ch + lanes), rows of y_step values.
+template <typename T>
+void fir_block(const FirFilter<T>& f, const FirInputs<T>& x, int64_t ch, int64_t lanes, int64_t t0, int64_t n, T* y,
+               int64_t y_step) {
+  const auto run = [&](const T* from, int64_t step, int64_t steps, T* to) {
+    fir_with_taps(f.k, [&](auto taps) {
+      constexpr int R = 4;
+      FirWindow<T, decltype(taps)::value> window(f, ch, lanes, from, step);
+      int64_t t = 0;
+      for (Vec<T> out[R]; t + R <= steps; t += R) {
+        window.next(out);
+        for (int i = 0; i < R; ++i) store(to + (t + i) * y_step, out[i], lanes);
+      }
+      for (Vec<T> out[1]; t < steps; ++t) {
+        window.next(out);
+        store(to + t * y_step, out[0], lanes);
+      }
+    });
+  };
+  if (lanes == kLanes<T> && t0 >= f.k - 1) return run(x.rows + (t0 - (f.k - 1)) * x.step + ch, x.step, n, y);
+  FirScratch<T> packed(f.k, 1);
+  for (int64_t t = 0; t < n; t += kFirSteps) {
+    const int64_t steps = std::min(kFirSteps, n - t);
+    fir_pack(x, f.k, ch, lanes, t0 + t - (f.k - 1), t0 + t + steps, packed.at(0));
+    run(packed.at(0), kLanes<T>, steps, y + t * y_step);
   }
 }
 
 // --- backward ---------------------------------------------------------------------------------------------------
 //
-// With dx[s] = sum_j taps[j] dy[s+j] and dtaps[j] = sum_s x[s] dy[s+j], a block of inputs [t0, t0 + n) needs nothing but
-// the k - 1 gradients dy behind it. Sums over a block are added to doubles.
+// With dx[s] = sum_j taps[j] dy[s+j] and dtaps[j] = sum_s x[s] dy[s+j], a block of inputs [t0, t0 + n) needs nothing
+// but the k - 1 gradients dy behind it. Sums over a block are added to doubles.
 
 // One vector, added to doubles.
 template <typename T>
@@ -195,7 +231,7 @@ CROCUTA_INLINE void fir_add(double* to, Vec<T> value, int64_t lanes) {
 // dx and the sums of the taps [k][channels] from n inputs x and the n + k - 1 gradients dy that begin at their time.
 template <typename T, int K, bool Full>
 void fir_adjoint_unrolled(const FirFilter<T>& f, int64_t ch, int64_t lanes, const T* dy, int64_t dy_step, const T* x,
-                       int64_t x_step, int64_t n, T* dx, int64_t dx_step, double* sums) {
+                          int64_t x_step, int64_t n, T* dx, int64_t dx_step, double* sums) {
   const int64_t count = Full ? kLanes<T> : lanes;
   Vec<T> h[K], sum[K] = {}, window[K];  // the gradients at s + j
   for (int j = 0; j < K; ++j) h[j] = load(f.taps + j * f.channels + ch, count);
@@ -219,7 +255,7 @@ void fir_adjoint_unrolled(const FirFilter<T>& f, int64_t ch, int64_t lanes, cons
 // The same for any number of taps.
 template <typename T>
 void fir_adjoint_any(const FirFilter<T>& f, int64_t ch, int64_t lanes, const T* dy, int64_t dy_step, const T* x,
-                           int64_t x_step, int64_t n, T* dx, int64_t dx_step, double* sums) {
+                     int64_t x_step, int64_t n, T* dx, int64_t dx_step, double* sums) {
   for (int64_t s = 0; s < n; ++s) {
     Vec<T> total = {};
     for (int64_t j = 0; j < f.k; ++j)
@@ -286,6 +322,34 @@ void fir_gate_adjoint_block(const FirFilter<T>& f, const FirInputs<T>& z, int64_
                             int64_t n, const T* dy, int64_t third, int64_t dy_step, const FirGradients<T>& to) {
   for (int part = 0; part < 3; ++part)
     fir_adjoint_block<T>(f, z, part * (f.channels / 3) + ch, lanes, t0, n, dy + part * third, dy_step, to);
+}
+
+// --- medium filters ----------------------------------------------------------------------------------------------
+
+// R outputs at once, so that one tap is read for R products; every output is summed in the same order.
+template <typename T, int R>
+CROCUTA_INLINE void fir_correlate_tile(const T* taps, int64_t k, const T* in, T* out, Vec<T> bias) {
+  constexpr int64_t L = kLanes<T>;
+  Vec<T> sum[R];
+  for (int i = 0; i < R; ++i) sum[i] = bias;
+  for (int64_t j = 0; j < k; ++j, in += L) {
+    const Vec<T> tap = load(taps + j * L);
+    for (int i = 0; i < R; ++i) sum[i] = sum[i] + tap * load(in + i * L);
+  }
+  for (int i = 0; i < R; ++i) store(out + i * L, sum[i]);
+}
+
+// out[i] = bias + sum_{j < k} taps[j] in[i + j] for i < n; everything whole vectors, one behind the other, aligned. A
+// filter is one with its taps reversed; its adjoint one with its taps; and the gradients of the taps are those of the
+// outputs' with the inputs as taps.
+template <typename T>
+void fir_correlate(const T* taps, int64_t k, const T* in, int64_t n, T* out, Vec<T> bias) {
+  constexpr int64_t L = kLanes<T>;
+  constexpr int R = 12;
+  int64_t i = 0;
+  for (; i + R <= n; i += R) fir_correlate_tile<T, R>(taps, k, in + i * L, out + i * L, bias);
+  for (; i + 4 <= n; i += 4) fir_correlate_tile<T, 4>(taps, k, in + i * L, out + i * L, bias);
+  for (; i < n; ++i) fir_correlate_tile<T, 1>(taps, k, in + i * L, out + i * L, bias);
 }
 
 }  // namespace
