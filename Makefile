@@ -36,7 +36,7 @@ PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_
   $(BIN)/python -m pip install --quiet --editable '.[$(1)]' && echo "$(KEY)" > .venv/.installed-$(1)
 endef
 
-.PHONY: help setup demo test fuzz lint types quality bench bench-long soak format clean
+.PHONY: help setup demo test fuzz sanitize lint types quality bench bench-long soak format clean
 
 help: ## List these targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,13 @@ fuzz: ## Read 20,000 mutated checkpoints of every format (an hour); ARGS="--form
 	$(call install,dev)
 	$(BIN)/python tests/fuzz/fuzz_files.py --count 20000 $(ARGS)
 
+sanitize: ## Run the tests of the compiled kernels under ASan and UBSan, then build them as they were.
+	$(call install,dev)
+	$(BIN)/python hatch_build.py --sanitize
+	status=0; LD_PRELOAD="$$($(or $(CXX),c++) -print-file-name=libasan.so) $$($(or $(CXX),c++) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/ops/kernels --timeout 600 -k "not compiles and not opcheck" $(ARGS) \
+	  || status=$$?; $(BIN)/python hatch_build.py; exit $$status
+
 lint: ## Check style: ruff check, ruff format --check.
 	$(call install,dev)
 	$(BIN)/ruff check .
@@ -73,8 +80,10 @@ quality: ## Train every kind of layer on recall, copying, text and genomes (unde
 	  && mv usr/share/doc/ragout/examples "$(CURDIR)/$(GENOMES)" ; cd "$(CURDIR)" && rm -rf .data/package; fi
 	$(BIN)/python quality/run.py $(ARGS)
 
-bench: ## Run every benchmark but the longest (about 25 minutes); ARGS=--smoke for tiny sizes.
+bench: ## Run every benchmark but the longest, the published peers beside ours first; ARGS=--smoke for tiny sizes.
 	$(call install,dev)
+	$(BIN)/python benchmarks/suite/peers/install.py
+	$(BIN)/python benchmarks/suite/run.py $(ARGS)
 	for script in $(filter-out benchmarks/long_% benchmarks/soak_%,$(wildcard benchmarks/[a-z]*.py)); do $(BIN)/python "$$script" $(ARGS) || exit 1; done
 
 bench-long: ## Score a million bases of C. elegans: hours; ARGS="--models modal" takes minutes. Fetches them by apt-get.
@@ -94,5 +103,5 @@ format: ## Apply ruff's fixes and its format.
 	$(BIN)/ruff format .
 
 clean: ## Remove .venv, caches and builds; runs/ stays.
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
+	rm -rf .venv .venv-peers src/crocuta/ops/kernels/_native.* .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

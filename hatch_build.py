@@ -48,8 +48,7 @@ class BuildError(Exception):
 
 
 def build(*, sanitize: bool = False) -> None:
-    """Compile and link ``LIBRARY``; what an earlier build left there is removed first. Raises BuildError."""
-    LIBRARY.unlink(missing_ok=True)
+    """Compile and link ``LIBRARY``, in the place of what an earlier build left there. Raises BuildError."""
     compiler = find_compiler()
     flags = FLAGS + (SANITIZE if sanitize else [])
     x86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -112,6 +111,7 @@ class KernelBuildHook(BuildHookInterface):  # type: ignore[misc]
         try:
             build()
         except BuildError as error:
+            LIBRARY.unlink(missing_ok=True)
             FAILURE.write_text(f"{error}\n")
             self.app.display_warning(f"Crocuta is installed without its compiled kernels: {error}")
         else:

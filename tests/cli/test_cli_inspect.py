@@ -6,6 +6,7 @@ import pytest
 
 from crocuta.config import EncoderConfig, ModelConfig
 from crocuta.model import count
+from crocuta.ops.kernels.library import library, switched_off, why_not
 from crocuta.presets import PRESETS, encoder_preset, preset
 
 
@@ -36,10 +37,29 @@ def test_figures_of_a_tiny_model_by_hand(run) -> None:
     assert report["state_is_constant"]
     assert report["parameters"]["total"] == 44_896
     assert report["weight_bytes"]["fp32"] == 4 * 44_896
+
+
+@pytest.mark.skipif(library() is None, reason=why_not() or "")
+def test_what_runs_with_compiled_kernels(run) -> None:
+    report = json.loads(run("inspect", "tiny-modal", "--json", "-l", 10).out)
+    kernels = [(k["op"], k["new_tokens"], k["kernel"]) for k in report["kernels"]]
+    assert kernels == [("hyena_modal", 1, "fused"), ("hyena_modal", 10, "fused")]
+    assert report["compiled"] == library().isa
+    assert run("inspect", "tiny-modal", "--kernels").out.endswith(f"Compiled kernels: {library().isa}.\n")
+
+
+def test_what_runs_without_them_and_why(run) -> None:
+    with switched_off():
+        report = json.loads(run("inspect", "tiny-modal", "--json", "-l", 10).out)
+        text = run("inspect", "tiny-modal", "--kernels").out
     assert [(k["op"], k["new_tokens"], k["kernel"]) for k in report["kernels"]] == [
+        ("hyena_modal", 1, "composed"),
         ("modal", 1, "recurrent"),
+        ("hyena_modal", 10, "composed"),
         ("modal", 10, "chunked"),
     ]
+    assert report["kernels"][0]["reasons"] == ["fused: compiled kernels are switched off", "composed: takes it"]
+    assert text.endswith("Compiled kernels: none, compiled kernels are switched off.\n")
 
 
 def test_the_report_for_people(run) -> None:
@@ -49,7 +69,9 @@ def test_the_report_for_people(run) -> None:
     assert "total 6,481,059,584 100.0%" in lines
     assert "attention, 32 heads gated identity, 11008 5 202,387,456 3, 10, 17, 24, 31" in lines
     assert any(line.startswith("1,048,576 ") and line.endswith("160 GiB 80.01 GiB") for line in lines)
-    assert any(line.startswith("modal 1,048,576 chunked recurrent: more than 4 tokens") for line in lines)
+    with switched_off():
+        out_of_torch = [" ".join(line.split()) for line in run("inspect", "evo2-7b-8k", "--kernels").out.splitlines()]
+    assert any(line.startswith("modal 1,048,576 chunked recurrent: more than 4 tokens") for line in out_of_torch)
     assert "same for every length" not in out
     assert "same for every length" in run("inspect", "tiny-modal").out
     assert "recurrent" not in run("inspect", "tiny-modal").out

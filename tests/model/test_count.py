@@ -21,6 +21,7 @@ from crocuta.config import (
 from crocuta.errors import InputError
 from crocuta.model import count, flops
 from crocuta.model.build import build_model
+from crocuta.ops.kernels.library import library, switched_off, why_not
 from crocuta.ops.modal import BLOCK
 from crocuta.presets import PRESETS, preset
 
@@ -124,6 +125,14 @@ def test_one_token_by_hand() -> None:
     assert flops.decode_flops(one_block(IMPLICIT), 300) == dense(256) + 3 * fir + 8 * (64 + tiles)
 
 
+@pytest.fixture
+def without_kernels():
+    """What torch's parts cost: a machine without compiled kernels."""
+    with switched_off():
+        yield
+
+
+@pytest.mark.usefixtures("without_kernels")
 def test_a_sequence_by_hand() -> None:
     l = 2 * BLOCK + 3
     short = 2 * 24 * (3 * l - 3)  # 1 + 2 + 3 + 3 + ...
@@ -134,6 +143,14 @@ def test_a_sequence_by_hand() -> None:
     modal = 8 * (inside + 4 * 6 * l + 8 * 3 * 3)
     assert flops.forward_flops(one_block(COMPLEX), l) == l * dense(256) + short + modal
     assert flops.training_flops(one_block(COMPLEX), l) == 3 * flops.forward_flops(one_block(COMPLEX), l)
+
+
+@pytest.mark.skipif(library() is None, reason=why_not() or "")
+def test_a_compiled_modal_filter_is_a_recurrence() -> None:
+    l = 2 * BLOCK + 3
+    short = 2 * 24 * (3 * l - 3)
+    assert flops.forward_flops(one_block(REAL), l) == l * dense(256) + short + 8 * l * 4 * 3
+    assert flops.forward_flops(one_block(COMPLEX), l) == l * dense(256) + short + 8 * l * 12 * 3
 
 
 def test_an_implicit_filter_by_hand() -> None:
@@ -160,6 +177,7 @@ def test_decoding_a_sequence_costs_what_its_tokens_do(mixer) -> None:
     assert steps == pytest.approx(flops.forward_flops(config, l), rel=0.5)
 
 
+@pytest.mark.usefixtures("without_kernels")
 @pytest.mark.parametrize("name", ["tiny-modal", "tiny-modal-real", "tiny-explicit"])
 def test_torch_counts_as_many_matrix_products(name: str) -> None:
     """torch's own counter sees every matrix product, whole: ours must lie below it, by the zeros alone."""
@@ -172,9 +190,17 @@ def test_torch_counts_as_many_matrix_products(name: str) -> None:
 
 
 def test_kernel_cases_are_those_of_the_filters() -> None:
-    cases = flops.kernel_cases(preset("tiny-evo2"), 30)
-    assert [(case.op, case.length, case.taps) for case in cases] == [("fir", 30, 7), ("fir", 30, 128), ("modal", 30, 0)]
-    assert [case.op for case in flops.kernel_cases(preset("tiny-hyenadna"), 1)] == ["long_convolution"]
+    def cases(name: str, length: int) -> list[tuple[str, int, int]]:
+        return [(case.op, case.length, case.taps) for case in flops.kernel_cases(preset(name), length)]
+
+    operators = [("hyena_fir", 30, 7), ("hyena_fir", 30, 128), ("hyena_modal", 30, 0)]
+    with switched_off():
+        parts = [("fir", 30, 7), ("fir", 30, 128), ("modal", 30, 0)]
+        assert cases("tiny-evo2", 30) == [case for pair in zip(operators, parts) for case in pair]
+        assert cases("tiny-hyenadna", 1) == [("hyena_long", 1, 1), ("long_convolution", 1, 1)]
+    if library() is not None:  # nothing but the whole operator has a choice then
+        assert cases("tiny-evo2", 30) == operators
+        assert cases("tiny-hyenadna", 1) == [("hyena_long", 1, 1)]
     assert flops.kernel_cases(one_block(ATTENTION), 1) == []
 
 

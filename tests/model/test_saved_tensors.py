@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kernel_paths import each_path
 
 from crocuta.config import (
     ComplexModalFilterConfig,
@@ -70,14 +71,27 @@ def test_the_fused_operator_keeps_its_input_and_one_state_a_block(modes):
 
 @pytest.mark.parametrize("taps", [7, 128, 600])
 def test_explicit_filters_keep_their_input(taps):
-    assert floats_a_token_and_channel(ExplicitFilterConfig(taps=taps)) == pytest.approx(COMMON, rel=1e-3)
+    with switched_off():
+        assert floats_a_token_and_channel(ExplicitFilterConfig(taps=taps)) == pytest.approx(COMMON, rel=1e-3)
 
 
-def test_implicit_filters_keep_their_taps_once_a_batch():
+def taps_once(path, common: int) -> list[float]:
+    """What an implicit filter keeps beside ``common``, of a batch of one and of four."""
+    config = ImplicitFilterConfig(max_length=4_096, width=8, inner_layers=1)
+    with path():
+        return [(floats_a_token_and_channel(config, batch) - common) * batch for batch in (1, 4)]
+
+
+@each_path
+def test_implicit_filters_keep_their_taps_once_a_batch(path):
     """The taps, the two factors that they are made of, and of the narrow MLP behind them its positions and eight
     numbers a unit, half of which belong to the first layer, in float64.
     """
-    config = ImplicitFilterConfig(max_length=4_096, width=8, inner_layers=1)
-    once = [(floats_a_token_and_channel(config, batch) - COMMON) * batch for batch in (1, 4)]
+    once = taps_once(path, COMMON if path is switched_off else 5)
     assert once[0] == pytest.approx(once[1], rel=1e-3)
-    assert 3 <= once[0] <= 3 + (8 * config.width + 2 * config.positions.features) / CHANNELS
+    assert 3 <= once[0] <= 3 + (8 * 8 + 2 * 5) / CHANNELS
+
+
+@pytest.mark.skipif(library() is None, reason=why_not() or "")
+def test_a_long_explicit_filter_keeps_its_projection_alone():
+    assert floats_a_token_and_channel(ExplicitFilterConfig(taps=600)) == pytest.approx(5, rel=1e-3)

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kernel_paths import COMPILED, TORCH
 
 from crocuta.ops import fft_conv, reference
 from crocuta.ops.fft_conv import fft_convolution, fft_length, filter_spectrum
+from crocuta.ops.kernels.library import switched_off
+
+
+@pytest.fixture(autouse=True, params=[COMPILED, TORCH])
+def path(request):
+    """Every test with the compiled kernels, and without."""
+    with request.param():
+        yield
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -35,7 +44,10 @@ def test_channels_done_in_turns_give_the_same(monkeypatch):
 
 def test_a_kept_spectrum_gives_the_same():
     u, h = randn(1, 40, 4), randn(4, 64, seed=1)
-    assert torch.equal(fft_convolution(u, h, spectrum=filter_spectrum(h, 40)), fft_convolution(u, h))
+    kept = fft_convolution(u, h, spectrum=filter_spectrum(h, 40))
+    torch.testing.assert_close(kept, fft_convolution(u, h), rtol=1e-12, atol=1e-12)
+    with switched_off():  # a spectrum is always torch's
+        assert torch.equal(kept, fft_convolution(u, h))
 
 
 def test_transform_lengths_are_the_smallest_smooth_even_ones():

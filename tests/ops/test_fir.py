@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kernel_paths import COMPILED, TORCH
 
 from crocuta.ops import reference
 from crocuta.ops.fir import fir, next_tail
 from crocuta.ops.gate import fir_gate
+
+
+@pytest.fixture(autouse=True, params=[COMPILED, TORCH])
+def path(request):
+    """Every test with the compiled kernels, and without."""
+    with request.param():
+        yield
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:

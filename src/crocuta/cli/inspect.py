@@ -126,8 +126,17 @@ def describe(config: BackboneConfig, lengths: list[int]) -> dict[str, Any]:
             for length in lengths
         ],
         "kernels": [kernel for length in dict.fromkeys([1, lengths[-1]]) for kernel in _kernels(config, length)],
+        "compiled": _compiled(),
         "config": config.to_json(),
     }
+
+
+def _compiled() -> str:
+    """The instruction set that the compiled kernels of this machine run with, or why there are none."""
+    from crocuta.ops.kernels.library import library, why_not
+
+    opened = library()
+    return f"none, {why_not()}" if opened is None else opened.isa
 
 
 def _kernels(config: BackboneConfig, length: int) -> list[dict[str, Any]]:
@@ -161,6 +170,7 @@ def render(title: str, report: dict[str, Any], *, kernels: bool) -> str:
         sections.append("The state is the same for every length: nothing in this model grows with the text.")
     if kernels:
         sections.append(_kernel_table(report["kernels"]))
+        sections.append(f"Compiled kernels: {report['compiled']}.")
     return "\n\n".join(sections)
 
 

@@ -88,12 +88,31 @@ def kernel_cases(config: BackboneConfig, length: int) -> list[Case]:
     A kernel that depends on the device is chosen for this machine's GPU, where it has one.
     """
     mixers = [block.mixer for block in config.blocks]
-    cases = [_case(filter_, length, length) for filter_ in map(filter_of, mixers) if filter_ is not None]
+    cases: list[Case] = []
+    for mixer, filter_ in zip(mixers, map(filter_of, mixers)):
+        if filter_ is None:
+            continue
+        if isinstance(mixer, HyenaConfig):
+            cases.append(_operator_case(filter_, length))
+            if choose(cases[-1]).name == "fused":
+                continue
+        cases.append(_case(filter_, length, length))
     if any(isinstance(mixer, HyenaConfig) and mixer.fp8_projection for mixer in mixers):
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         sizes = 3 * config.hidden_size, config.hidden_size
-        cases.append(fp8_case(length, sizes, device, torch.float32))
+        cases.append(fp8_case(length, sizes, torch.device(_device()), torch.float32))
     return list(dict.fromkeys(cases))
+
+
+def _operator_case(filter_: FilterConfig, new: int) -> Case:
+    """All between the projections of a Hyena mixer, for ``new`` tokens at the start of a sequence."""
+    match filter_:
+        case ExplicitFilterConfig(taps=taps):
+            online = choose(Case(op="fir", length=1, taps=taps, continued=True)).name == "online"
+            return Case(op="hyena_long" if online else "hyena_fir", length=new, taps=taps, device=_device())
+        case ImplicitFilterConfig():
+            return Case(op="hyena_long", length=new, taps=new, device=_device())
+        case ComplexModalFilterConfig() | RealModalFilterConfig():
+            return Case(op="hyena_modal", length=new, device=_device())
 
 
 def _case(filter_: FilterConfig, new: int, end: int) -> Case:
@@ -104,7 +123,12 @@ def _case(filter_: FilterConfig, new: int, end: int) -> Case:
         case ImplicitFilterConfig():
             return Case(op="long_convolution", length=new, taps=end, continued=end > new)
         case ComplexModalFilterConfig() | RealModalFilterConfig():
-            return Case(op="modal", length=new)
+            return Case(op="modal", length=new, device=_device())
+
+
+def _device() -> str:
+    """The device that this machine would use."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _dense_weights(config: BackboneConfig) -> int:
@@ -193,7 +217,7 @@ def _filter_flops(filter_: FilterConfig, length: int) -> float:
             return 2 * _taps_used(taps, length) if kernel == "toeplitz" else _fft_flops(length, min(taps, length))
         case ImplicitFilterConfig():
             return _fft_flops(length, length)
-        case ComplexModalFilterConfig() | RealModalFilterConfig() if kernel == "recurrent":
+        case ComplexModalFilterConfig() | RealModalFilterConfig() if kernel in ("recurrent", "compiled"):
             return length * _recurrence_flops(filter_)
         case ComplexModalFilterConfig(modes=modes):
             return _chunked_flops(length, 2 * modes) + 8 * modes * -(-length // BLOCK)

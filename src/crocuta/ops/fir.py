@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crocuta.ops.blocks import channels_first, compute_dtype, full_precision, pad_to_blocks, toeplitz, toeplitz_adjoint
+from crocuta.ops.kernels import fir as compiled
+from crocuta.ops.kernels.library import runs_here
 
 _FEW = 4
 """Up to this many new tokens their windows are multiplied one by one: fewer operations a decoding step."""
@@ -26,7 +28,10 @@ def fir(
 
     ``tail`` holds the last k - 1 inputs before u, oldest first (``next_tail``); None means that u starts the
     sequence. Cost O(l · d · (k + 32)). Gradients of all arguments; saves u, taps and tail only.
+    Channels-last input goes to the compiled kernel where there is one.
     """
+    if runs_here(u):
+        return compiled.fir(u, taps, bias, tail)
     past = None if tail is None else channels_first(tail, compute_dtype(u.dtype))
     y = _FIR.apply(channels_first(u, compute_dtype(u.dtype)), taps.to(compute_dtype(u.dtype)), past)
     if bias is not None:

@@ -201,8 +201,9 @@ def _setup(ctx, inputs, output) -> None:
 
 
 def _adjoint(ctx, dy):
-    gradients = torch.ops.crocuta.fft_conv_backward(dy, *ctx.saved_tensors)
-    return *(None if saved is None else d for saved, d in zip(ctx.saved_tensors, gradients)), None
+    given = ctx.saved_tensors  # once: activation checkpointing computes them at the first call and refuses a second
+    gradients = torch.ops.crocuta.fft_conv_backward(dy, *given)
+    return *(None if saved is None else d for saved, d in zip(given, gradients)), None
 
 
 _ops.impl("fft_conv", _convolve, "CPU")

@@ -76,8 +76,9 @@ def _gradients(dy, z, short_taps, short_bias, taps, skip):
 
 
 def _adjoint(ctx, dy):
-    _, _, bias, _, skip = ctx.saved_tensors
-    dz, dshort, dbias, dtaps, dskip = torch.ops.crocuta.hyena_fft_backward(dy, *ctx.saved_tensors)
+    given = ctx.saved_tensors  # once: activation checkpointing computes them at the first call and refuses a second
+    _, _, bias, _, skip = given
+    dz, dshort, dbias, dtaps, dskip = torch.ops.crocuta.hyena_fft_backward(dy, *given)
     return dz, dshort, None if bias is None else dbias, dtaps, None if skip is None else dskip, None
 
 

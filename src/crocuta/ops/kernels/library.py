@@ -90,6 +90,14 @@ def function(name: str, dtype: torch.dtype, signature: str) -> Callable[..., Non
     return opened.function(name, dtype, signature)
 
 
+def runs_here(u: Tensor) -> bool:
+    """Whether ops of [b l d] use the compiled kernel: on a CPU that has it, for channels that lie side by side.
+
+    Where time does, the products of matrices in torch need no copy, and the kernels would need two.
+    """
+    return u.device.type == "cpu" and u.stride(-1) == 1 and u.shape[-1] > 1 and library() is not None
+
+
 def rows_of(u: Tensor) -> Tensor:
     """[.. d] with neighbouring channels side by side; other strides stay as they are."""
     return u if u.stride(-1) == 1 or u.shape[-1] == 1 else u.contiguous()
@@ -118,7 +126,7 @@ def _opened() -> tuple[Library | None, str | None]:
     path, failure = _HERE / "_native.so", _HERE / "_native.txt"
     if not path.is_file():
         reason = failure.read_text().strip() if failure.is_file() else "the package was installed without building them"
-        return None, f"no compiled kernels: {reason}"
+        return None, f"no library: {reason}"
     try:
         sources = _text(ctypes.CDLL(str(path)).crocuta_sources)
         if sources != _hash_of_sources(_HERE / "cpp"):

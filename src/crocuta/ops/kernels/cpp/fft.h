@@ -29,7 +29,8 @@
 
 namespace {
 
-// Memory for whole vectors, not set to anything. Much of it is asked for in large pages: it is gone through with strides.
+// Memory for whole vectors, not set to anything. Much of it is asked for in large pages, as it is gone through with
+// strides.
 template <typename T>
 class Scratch {
  public:

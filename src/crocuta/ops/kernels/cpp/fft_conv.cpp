@@ -5,182 +5,28 @@
 // Time is cut into blocks of N (a power of two). With U_m and H_j the spectra of blocks modulo x^N - i (fft.h), block m
 // of h * w is the real part of what has the spectrum
 //
-//     Z_m = C_m - i C_(m-1),   C_m = sum_j H_j U_(m-j)      (C_m: its lower half belongs to block m, its upper to m + 1)
+//     Z_m = C_m - i C_(m-1),   C_m = sum_j H_j U_(m-j)
 //         = sum_j G_j U_(m-j), G_j = H_j - i H_(j-1)
 //
-// so that any length costs what its own blocks cost, transforms stay near the processor, and both halves of a product are
-// used. The adjoints are convolutions of reversed sequences: with e = reversed g2 dy, dw is reversed (h * e), and dh is
-// reversed (w * e). Nothing but the inputs is kept for them.
+// where the lower half of the product C_m belongs to block m and its upper half to block m + 1. So any length costs
+// what its own blocks cost, transforms stay near the processor, and both halves of a product are used. The adjoints are
+// convolutions of reversed sequences: with e = reversed g2 dy, dw is reversed (h * e), and dh is reversed (w * e).
+// Nothing but the inputs is kept for them.
 //
-// A task is one vector of channels; where there are fewer of them than threads, blocks are shared out. No sum depends on
-// who does what.
+// A task is one vector of channels; where there are fewer of them than threads, blocks are shared out. No sum depends
+// on who does what.
 
 #include <algorithm>
-#include <utility>
 
+#include "columns.h"
 #include "fft.h"
+#include "fft_filter.h"
+#include "fft_products.h"
 #include "threads.h"
 
 namespace {
 
-// Numbers from one block's spectrum to the next.
-template <typename T>
-constexpr int64_t stride(int64_t block) {
-  return spaced(block) * kPoint<T>;
-}
-
 constexpr int64_t kAhead = 16;  // rows that are fetched ahead: of other channels there is much between two of them
-
-// --- lanes and rows ---------------------------------------------------------------------------------------------
-
-// Lane j of result i is lane i of v[j].
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define CROCUTA_SHUFFLE 1
-#endif
-#endif
-
-#ifdef CROCUTA_SHUFFLE
-template <typename T, int S, int... J>
-CROCUTA_INLINE void exchange(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, J...>) {
-  constexpr int N = kLanes<T>;
-  const Vec<T> low = __builtin_shufflevector(a, b, ((J & S) ? N + J - S : J)...);
-  b = __builtin_shufflevector(a, b, ((J & S) ? N + J : J + S)...);
-  a = low;
-}
-
-template <typename T, int S>
-CROCUTA_INLINE void transpose_from(Vec<T>* v) {
-  constexpr int N = kLanes<T>;
-  if constexpr (S < N) {
-#pragma GCC unroll 16
-    for (int i = 0; i < N; ++i)
-      if (!(i & S)) exchange<T, S>(v[i], v[i + S], std::make_integer_sequence<int, N>());
-    transpose_from<T, 2 * S>(v);
-  }
-}
-
-template <typename T>
-CROCUTA_INLINE void transpose(Vec<T>* v) {
-  transpose_from<T, 1>(v);
-}
-#else
-template <typename T>
-CROCUTA_INLINE void transpose(Vec<T>* v) {
-  constexpr int N = kLanes<T>;
-  T in[N * N], out[N * N];
-  std::memcpy(in, v, sizeof in);
-  for (int i = 0; i < N; ++i)
-    for (int j = 0; j < N; ++j) out[i * N + j] = in[j * N + i];
-  std::memcpy(v, out, sizeof out);
-}
-#endif
-
-// Rows [lanes][count] with time contiguous become vectors, `step` apart, times a sign; lanes that are not there are 0.
-// Runs of rows are copied first: rows often lie powers of two apart, where few lines at a time stay in a cache.
-template <typename T>
-void to_lanes(const T* rows, int64_t row, int64_t lanes, int64_t count, T sign, T* vectors, int64_t step) {
-  constexpr int64_t L = kLanes<T>, kRun = L < 8 ? 16 : 2 * L;
-  alignas(64) T run[L * kRun];
-  for (int64_t t = 0; t < count; t += kRun) {
-    const int64_t now = std::min(kRun, count - t), whole = (now + L - 1) / L * L;
-    for (int64_t i = 0; i < L; ++i) {
-      const T* from = rows + i * row + t;
-      for (int64_t n = 0; n < whole; n += L) store(run + i * kRun + n, i < lanes ? load(from + n, now - n) : Vec<T>{});
-    }
-    for (int64_t from = 0; from < whole; from += L) {
-      Vec<T> v[L];
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < L; ++i) v[i] = load(run + i * kRun + from);
-      transpose<T>(v);
-      const int64_t end = std::min(L, now - from);
-      if (end == L) {
-#pragma GCC unroll 16
-        for (int64_t i = 0; i < L; ++i) store(vectors + (t + from + i) * step, sign * v[i]);
-      } else {
-        for (int64_t i = 0; i < end; ++i) store(vectors + (t + from + i) * step, sign * v[i]);
-      }
-    }
-  }
-}
-
-// The reverse; `step` may be negative.
-template <typename T>
-void from_lanes(const T* vectors, int64_t step, int64_t lanes, int64_t count, T* rows, int64_t row) {
-  constexpr int64_t L = kLanes<T>;
-  int64_t t = 0;
-  if (lanes == L)
-    for (; t + L <= count; t += L) {
-      Vec<T> v[L];
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < L; ++i) v[i] = load(vectors + (t + i) * step);
-      transpose<T>(v);
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < L; ++i) store(rows + i * row + t, v[i]);
-    }
-  for (; t < count; ++t)
-    for (int64_t i = 0; i < lanes; ++i) rows[i * row + t] = vectors[t * step + i];
-}
-
-// One vector of channels of one row: l vectors, `step` apart. Null where an optional tensor is not there.
-template <typename T>
-struct Column {
-  T* at = nullptr;
-  int64_t step = 0;
-
-  CROCUTA_INLINE Vec<T> operator[](int64_t t) const { return load(const_cast<const T*>(at) + t * step); }
-  CROCUTA_INLINE void set(int64_t t, Vec<T> v) const { store(at + t * step, v); }
-  explicit operator bool() const { return at != nullptr; }
-  Column reversed(int64_t length) const { return at ? Column{at + (length - 1) * step, -step} : *this; }
-};
-
-// A tensor [b l d] with channel stride 1.
-template <typename T>
-struct Tensor {
-  T* at;
-  int64_t row, step;
-};
-
-// Columns of tensors; where there are fewer channels than lanes, copies of them, with zeros behind, that are put back.
-template <typename T>
-class Columns {
- public:
-  Columns(int64_t row, int64_t channel, int64_t lanes, int64_t length, int64_t tensors)
-      : row_(row), channel_(channel), lanes_(lanes), length_(length),
-        copies_(lanes < kLanes<T> ? tensors * length * kLanes<T> : 1), free_(copies_.get()) {}
-
-  Column<T> input(const Tensor<const T>& from) {
-    if (!from.at) return {};
-    const T* at = from.at + row_ * from.row + channel_;
-    if (lanes_ == kLanes<T>) return {const_cast<T*>(at), from.step};
-    T* copy = take();
-    for (int64_t t = 0; t < length_; ++t) store(copy + t * kLanes<T>, load(at + t * from.step, lanes_));
-    return {copy, kLanes<T>};
-  }
-
-  Column<T> output(const Tensor<T>& to) {
-    if (!to.at) return {};
-    if (lanes_ == kLanes<T>) return {to.at + row_ * to.row + channel_, to.step};
-    return {take(), kLanes<T>};
-  }
-
-  void put_back(const Column<T>& column, const Tensor<T>& to) const {
-    if (!to.at || lanes_ == kLanes<T>) return;
-    T* at = to.at + row_ * to.row + channel_;
-    for (int64_t t = 0; t < length_; ++t) store(at + t * to.step, column[t], lanes_);
-  }
-
- private:
-  T* take() {
-    T* taken = free_;
-    free_ += length_ * kLanes<T>;
-    return taken;
-  }
-
-  int64_t row_, channel_, lanes_, length_;
-  Scratch<T> copies_;
-  T* free_;
-};
 
 // --- spectra of blocks ------------------------------------------------------------------------------------------
 
@@ -209,48 +55,10 @@ void input_spectrum(const Plan<T>& plan, const Column<T>& values, const Column<T
   }
 }
 
-// Where point t is.
+// Where point t of a block is.
 template <typename T>
 CROCUTA_INLINE T* point(T* points, int64_t block, int64_t t) {
   return points + (t / (block / 8) + t) * kPoint<T>;
-}
-
-// G_j of `lanes` groups, from taps [groups][k] of which the first `used` count. Few points at a time are brought from
-// rows into lanes, just before the first pass takes them.
-template <typename T, bool Real>
-void filter_spectrum(const Plan<T>& plan, const T* taps, int64_t k, int64_t used, int64_t lanes, int64_t j, T* points) {
-  constexpr int64_t L = kLanes<T>, kRun = 32;
-  const int64_t part = plan.size / 8, apart = spacing(plan.size) * kPoint<T>;
-  alignas(64) T real[8 * kRun * L], imaginary[Real ? 1 : 8 * kRun * L];
-  for (int64_t from = 0; from < part; from += kRun) {
-    const int64_t run = std::min(kRun, part - from);
-    const auto fill = [&](int64_t first, T sign, T* to) {
-      for (int64_t eighth = 0; eighth < 8; ++eighth, first += part, to += kRun * L) {
-        const int64_t count = std::clamp<int64_t>(used - first, 0, run);
-        to_lanes(taps + first, k, lanes, count, sign, to, L);
-        for (int64_t n = count; n < run; ++n) store(to + n * L, Vec<T>{});
-      }
-    };
-    fill(j * plan.size + from, T(1), real);
-    if (!Real) fill((j - 1) * plan.size + from, T(-1), imaginary);
-    for (int64_t n = 0; n < run; ++n) {
-      Vec<T> re[8], im[8];
-#pragma GCC unroll 8
-      for (int64_t i = 0; i < 8; ++i) {
-        re[i] = load(real + (i * kRun + n) * L);
-        if (!Real) im[i] = load(imaginary + (i * kRun + n) * L);
-      }
-      split<T, 3, Real>(re, im, 1, plan.nodes.get());
-      put_eighths(points + (from + n) * kPoint<T>, apart, re, im);
-    }
-  }
-  split_eighths(plan, points);
-}
-
-template <typename T>
-void filter_spectrum(const Plan<T>& plan, const T* taps, int64_t k, int64_t used, int64_t lanes, int64_t j, T* points) {
-  if (j == 0) filter_spectrum<T, true>(plan, taps, k, used, lanes, j, points);
-  else filter_spectrum<T, false>(plan, taps, k, used, lanes, j, points);
 }
 
 // Spectra whose lanes are groups, for the channels of one vector.
@@ -271,95 +79,6 @@ void spread_groups(const T* spectra, const Sizes& s, int64_t blocks, int64_t cha
   }
   for (int64_t at = 0; at < end; at += L)
     for (int64_t i = 0; i < L; ++i) points[at + i] = spectra[from[i] + at];
-}
-
-// --- products ---------------------------------------------------------------------------------------------------
-
-template <typename T>
-CROCUTA_INLINE void multiply_add(Vec<T> ar, Vec<T> ai, const T* b, Vec<T>& re, Vec<T>& im) {
-  const Vec<T> br = load(b), bi = load(b + kLanes<T>);
-  re = re + ar * br - ai * bi;
-  im = im + ar * bi + ai * br;
-}
-
-// C_m, .., C_(m-Count+1) at one frequency: sum_i a_i b_(m-i), where b has `b_blocks` blocks (All: more than m) and a more
-// than m.
-template <typename T, int Count, bool All>
-CROCUTA_INLINE void block_products(const T* a, const T* b, int64_t b_blocks, int64_t step, int64_t m, Vec<T>* re,
-                                   Vec<T>* im) {
-#pragma GCC unroll 4
-  for (int q = 0; q < Count; ++q) re[q] = im[q] = Vec<T>{};
-  const int64_t end = m - Count + 1;  // up to here i belongs to all outputs, from `whole` on
-  const int64_t whole = All ? 0 : std::max<int64_t>(0, m + 1 - b_blocks);
-  if (!All)
-    for (int64_t i = std::max<int64_t>(0, whole - Count + 1); i < whole; ++i)
-      for (int64_t q = whole - i; q < std::min<int64_t>(Count, m - i + 1); ++q)
-        multiply_add(load(a + i * step), load(a + i * step + kLanes<T>), b + (m - i - q) * step, re[q], im[q]);
-  const T *from = a + whole * step, *by = b + (m - whole) * step;
-  for (int64_t i = whole; i <= end; ++i, from += step, by -= step) {
-    const Vec<T> ar = load(from), ai = load(from + kLanes<T>);
-#pragma GCC unroll 4
-    for (int q = 0; q < Count; ++q) multiply_add(ar, ai, by - q * step, re[q], im[q]);
-  }
-#pragma GCC unroll 4
-  for (int late = 1; late < Count; ++late) {
-    const int64_t i = end + late;
-    if (!All && i < whole) continue;
-    const Vec<T> ar = load(a + i * step), ai = load(a + i * step + kLanes<T>);
-#pragma GCC unroll 4
-    for (int q = 0; q < Count - late; ++q) multiply_add(ar, ai, b + (Count - 1 - late - q) * step, re[q], im[q]);
-  }
-}
-
-// Calls put(m, re, im) for every m in [first, last], from the last on.
-template <typename T, bool All, typename Put>
-CROCUTA_INLINE void each_product(const T* a, const T* b, int64_t b_blocks, int64_t step, int64_t first, int64_t last,
-                                 Put&& put) {
-  Vec<T> re[4], im[4];
-  int64_t m = last;
-  for (; m - 3 >= first; m -= 4) {
-    block_products<T, 4, All>(a, b, b_blocks, step, m, re, im);
-#pragma GCC unroll 4
-    for (int q = 0; q < 4; ++q) put(m - q, re[q], im[q]);
-  }
-  for (; m >= first; --m) {
-    block_products<T, 1, All>(a, b, b_blocks, step, m, re, im);
-    put(m, re[0], im[0]);
-  }
-}
-
-// a_m becomes sum_i a_i g_(m-i), at one frequency.
-template <typename T>
-CROCUTA_INLINE void multiply_blocks(T* a, int64_t blocks, const T* g, int64_t g_blocks, int64_t step) {
-  const auto put = [&](int64_t m, Vec<T> re, Vec<T> im) {
-    store(a + m * step, re);
-    store(a + m * step + kLanes<T>, im);
-  };
-  if (g_blocks >= blocks) each_product<T, true>(a, g, g_blocks, step, 0, blocks - 1, put);
-  else each_product<T, false>(a, g, g_blocks, step, 0, blocks - 1, put);
-}
-
-// to_(m - first) (+)= C_m - i C_(m-1) for m in [first, blocks), C of a and b, at one frequency.
-template <typename T>
-CROCUTA_INLINE void correlate_blocks(const T* a, const T* b, int64_t blocks, int64_t first, bool add, T* to,
-                                     int64_t step) {
-  Vec<T> later_re = {}, later_im = {};
-  const auto put = [&](int64_t m, Vec<T> re, Vec<T> im) {
-    if (m + 1 < blocks) {
-      T* at = to + (m + 1 - first) * step;
-      Vec<T> sum_re = later_re + im, sum_im = later_im - re;
-      if (add) {
-        sum_re = sum_re + load(at);
-        sum_im = sum_im + load(at + kLanes<T>);
-      }
-      store(at, sum_re);
-      store(at + kLanes<T>, sum_im);
-    }
-    later_re = re;
-    later_im = im;
-  };
-  each_product<T, true>(a, b, blocks, step, std::max<int64_t>(0, first - 1), blocks - 1, put);
-  if (first == 0) put(-1, Vec<T>{}, Vec<T>{});
 }
 
 constexpr int64_t kFar = 3 << 20;  // bytes that a second-level cache no longer holds
@@ -396,15 +115,15 @@ struct Filter {
 
 // The spectra of the filter of one vector of channels.
 template <typename T>
-const T* filter_spectra(const Plan<T>& plan, const Filter<T>& filter, const Sizes& s, int64_t channel, int64_t lanes,
-                        int64_t threads, T* own) {
+const T* filter_spectra(const Plan<T>& plan, const Filter<T>& filter, const Sizes& s, int64_t channel, int64_t threads,
+                        T* own) {
   const int64_t blocks = std::min(s.blocks(), s.filter_blocks);
   const int64_t size = s.filter_blocks * stride<T>(s.block);
   if (filter.spectrum && s.g == s.d) return filter.spectrum + channel / kLanes<T> * size;
   if (filter.spectrum) spread_groups(filter.spectrum, s, blocks, channel, own);
   else
     parallel(threads, blocks, [&](int64_t j) {
-      filter_spectrum(plan, filter.taps + channel * s.k, s.k, s.taps(), lanes, j, own + j * stride<T>(s.block));
+      filter_spectrum(plan, Rows<T>(filter.taps, s.k, s.taps(), channel, s.d, 1), j, own + j * stride<T>(s.block));
     });
   return own;
 }
@@ -422,7 +141,8 @@ template <typename T>
 class Workplaces {
  public:
   Workplaces(int64_t size, int64_t threads)
-      : size_((size + 15) / 16 * 16), count_(threads), memory_(size_ * threads), taken_(new std::atomic<bool>[threads]()) {}
+      : size_((size + 15) / 16 * 16), count_(threads), memory_(size_ * threads),
+        taken_(new std::atomic<bool>[static_cast<size_t>(threads)]()) {}
   ~Workplaces() { delete[] taken_; }
   Workplaces(const Workplaces&) = delete;
   Workplaces& operator=(const Workplaces&) = delete;
@@ -450,7 +170,7 @@ void forward(const Tensor<const T>& u, const Tensor<const T>& g1, const Tensor<c
   Workplaces<T> workplaces((blocks + (filter.spectrum && s.g == s.d ? 0 : own)) * step, share.outer);
   const auto task = [&](int64_t vector, T* spectra) {
     const int64_t channel = vector * kLanes<T>, lanes = std::min(kLanes<T>, s.d - channel);
-    const T* g = filter_spectra(transforms, filter, s, channel, lanes, share.inner, spectra + blocks * step);
+    const T* g = filter_spectra(transforms, filter, s, channel, share.inner, spectra + blocks * step);
     const Vec<T> skip = filter.skip ? load(filter.skip + channel, lanes) : Vec<T>{};
     for (int64_t row = 0; row < s.b; ++row) {
       Columns<T> columns(row, channel, lanes, s.l, 4);
@@ -595,7 +315,7 @@ void backward_taps(const Adjoint<T>& a) {
     inverse_real(a.plan, points, [&](int64_t n, Vec<T> v) { store(point(points, s.block, n), v); }, [] {});
     const int64_t part = s.block / 8;
     for (int64_t eighth = 0; eighth < 8; ++eighth) {
-      const int64_t high = s.l - 1 - (a.first + m) * s.block - eighth * part;  // the tap that its first point belongs to
+      const int64_t high = s.l - 1 - (a.first + m) * s.block - eighth * part;  // the tap of its first point
       const int64_t low = std::max<int64_t>(0, high - part + 1), end = std::min(high + 1, s.taps());
       if (low >= end) continue;
       from_lanes(points + (eighth * spacing(s.block) + high - low) * kPoint<T>, -kPoint<T>, a.lanes, end - low,
@@ -616,7 +336,7 @@ void backward(const Tensor<const T>& dy, const Tensor<const T>& u, const Tensor<
   Workplaces<T> workplaces((3 * blocks - first + own) * step, share.outer);
   const auto task = [&](int64_t vector, T* memory) {
     const int64_t channel = vector * kLanes<T>, lanes = std::min(kLanes<T>, s.d - channel);
-    const T* g = filter_spectra(transforms, filter, s, channel, lanes, share.inner, memory);
+    const T* g = filter_spectra(transforms, filter, s, channel, share.inner, memory);
     const Vec<T> skip = filter.skip ? load(filter.skip + channel, lanes) : Vec<T>{};
     T* e = memory + own * step;
     const Adjoint<T> adjoint{transforms, s, to, channel, lanes, share.inner, step, blocks, first, g, skip,
@@ -660,7 +380,7 @@ void spectrum(const T* taps, T* spectra, const Sizes& s) {
     const int64_t group = task / own * kLanes<T>;
     T* points = spectra + task * stride<T>(s.block);
     std::fill(points, points + stride<T>(s.block), T(0));
-    filter_spectrum(transforms, taps + group * s.k, s.k, s.taps(), std::min(kLanes<T>, s.g - group), task % own, points);
+    filter_spectrum(transforms, Rows<T>(taps, s.k, s.taps(), group, s.g, 1), task % own, points);
   });
 }
 
@@ -668,23 +388,24 @@ void spectrum(const T* taps, T* spectra, const Sizes& s) {
 
 #define CROCUTA_FFT_CONV(dtype, T)                                                                                     \
   CROCUTA_EXPORT void CROCUTA_NAME(fft_conv_lanes, dtype)(int64_t * lanes) { *lanes = kLanes<T>; }                     \
-  CROCUTA_EXPORT void CROCUTA_NAME(fft_conv_spectrum, dtype)(const T* taps, T* spectra, int64_t l, int64_t g,          \
-                                                             int64_t k, int64_t block, int64_t filter_blocks, int64_t threads) {              \
-    spectrum<T>(taps, spectra, Sizes{0, l, 0, g, k, block, filter_blocks, threads});                                                  \
+  CROCUTA_EXPORT void CROCUTA_NAME(fft_conv_spectrum, dtype)(                                                          \
+      const T* taps, T* spectra, int64_t l, int64_t g, int64_t k, int64_t block, int64_t filter_blocks,                \
+      int64_t threads) {                                                                                               \
+    spectrum<T>(taps, spectra, Sizes{0, l, 0, g, k, block, filter_blocks, threads});                                   \
   }                                                                                                                    \
   CROCUTA_EXPORT void CROCUTA_NAME(fft_conv_forward, dtype)(                                                           \
       const T* u, int64_t u_row, int64_t u_step, const T* g1, int64_t g1_row, int64_t g1_step, const T* g2,            \
       int64_t g2_row, int64_t g2_step, const T* taps, const T* spectrum, const T* skip, T* y, int64_t b, int64_t l,    \
-      int64_t d, int64_t g, int64_t k, int64_t block, int64_t filter_blocks, int64_t threads) {                                               \
+      int64_t d, int64_t g, int64_t k, int64_t block, int64_t filter_blocks, int64_t threads) {                        \
     forward<T>({u, u_row, u_step}, {g1, g1_row, g1_step}, {g2, g2_row, g2_step}, {taps, spectrum, skip},               \
-               {y, l * d, d}, Sizes{b, l, d, g, k, block, filter_blocks, threads});                                                   \
+               {y, l * d, d}, Sizes{b, l, d, g, k, block, filter_blocks, threads});                                    \
   }                                                                                                                    \
   CROCUTA_EXPORT void CROCUTA_NAME(fft_conv_backward, dtype)(                                                          \
       const T* dy, int64_t dy_row, int64_t dy_step, const T* u, int64_t u_row, int64_t u_step, const T* g1,            \
       int64_t g1_row, int64_t g1_step, const T* g2, int64_t g2_row, int64_t g2_step, const T* taps, const T* spectrum, \
       const T* skip, T* du, T* dg1, T* dg2, T* dtaps, T* dskip, int64_t b, int64_t l, int64_t d, int64_t g, int64_t k, \
-      int64_t block, int64_t filter_blocks, int64_t threads) {                                                                                \
-    const Sizes s{b, l, d, g, k, block, filter_blocks, threads};                                                                      \
+      int64_t block, int64_t filter_blocks, int64_t threads) {                                                         \
+    const Sizes s{b, l, d, g, k, block, filter_blocks, threads};                                                       \
     const Scratch<T> each(g == d ? 1 : d * k);                                                                         \
     const Scratch<double> sums(dskip ? b * s.blocks() * d : 1);                                                        \
     T* channels = g == d ? dtaps : each.get();                                                                         \

@@ -1,0 +1,359 @@
+"""Decoding by one native call a token: the whole model as one program, on the state that ``extend`` uses.
+
+``Stepper(model).step(ids, state)`` is ``model.extend(ids[:, None], state)[:, 0]``, but for rounding. Weights are packed
+once, in float32, bfloat16 or 8 bits, beside the model's own; they are packed anew when a parameter changes. What has no
+native form (a filter that is continued online, a mixer of another kind) is left to its own ``extend``: the program is
+cut there. States may be read by ``extend``, saved, joined and selected between steps as ever.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from crocuta.config import AttentionConfig, ModelConfig, RMSNormConfig
+from crocuta.errors import InputError, KernelUnavailableError, StateError
+from crocuta.model import precision
+from crocuta.model.attention import AttentionMixer, Rope
+from crocuta.model.backbone import check_ids
+from crocuta.model.block import Block
+from crocuta.model.filters import ExplicitFilter, Filter, ModalFilter
+from crocuta.model.fp8 import FP8Linear
+from crocuta.model.hyena import HyenaMixer
+from crocuta.model.lm import Model
+from crocuta.model.lora import lora_layers
+from crocuta.model.mixer import Mixer
+from crocuta.model.mlp import GatedMLP
+from crocuta.model.norm import LayerNorm, RMSNorm
+from crocuta.model.state import FIRState, HyenaState, ModelState, State
+from crocuta.ops import modal
+from crocuta.ops.kernels.decode import (
+    LARGEST_HEAD,
+    LONGEST_SUM,
+    Addresses,
+    Buffer,
+    Finish,
+    Norm,
+    Program,
+    Weights,
+)
+from crocuta.ops.kernels.library import library, why_not
+from crocuta.ops.rope import inverse_frequencies
+
+_LOOK = 64
+"""Steps of one state after which it is looked whether parameters were replaced: that takes as long as a small model's
+step. Whether they were changed in place is asked at every step."""
+
+
+def rejects(config: ModelConfig, weights: Weights = "float32") -> str | None:
+    """Why a model of this configuration cannot be decoded by a ``Stepper`` here, or None if it can."""
+    if weights not in ("float32", "bfloat16", "int8"):
+        return f"weights={weights!r} is none of float32, bfloat16 and int8"
+    if library() is None:
+        return why_not()
+    if not config.causal:
+        return "a model that looks ahead cannot generate"
+    if weights == "int8" and (widest := _widest_sum(config)) > LONGEST_SUM:
+        return f"a product over {widest} inputs does not fit 32-bit sums of 8-bit products: at most {LONGEST_SUM}"
+    for index, block in enumerate(config.blocks):
+        match block.mixer:
+            case AttentionConfig(num_heads=heads, rope=rope):
+                if rope is not None and config.hidden_size // heads > LARGEST_HEAD:
+                    return f"block {index}: heads of {config.hidden_size // heads} channels: at most {LARGEST_HEAD}"
+    return None
+
+
+def _widest_sum(config: ModelConfig) -> int:
+    return max([config.hidden_size, *(b.mlp.intermediate_size for b in config.blocks if b.mlp is not None)])
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a state tensor is that the program uses: an attribute of a layer's state, or of a part of that."""
+
+    layer: int | None
+    """None: the model's own."""
+    part: str | None
+    name: str
+
+    def owner(self, state: ModelState) -> Any:
+        if self.layer is None:
+            return state
+        layer = state.layers[self.layer]
+        return layer if self.part is None else getattr(layer, self.part)
+
+
+_Left = Callable[[State, list[Tensor]], None]
+"""What is left to Python: reads and writes buffers, moves on the state of its layer."""
+
+
+class Stepper:
+    """Decodes ``model``, one token of each row a call; see the module.
+
+    ``weights``: "float32" (as the model has them, also float64), "bfloat16" or "int8", which halve and quarter what is
+    read for a token, and cost accuracy in the products alone: norms, filters, states and attention are as ever. Dropout
+    is not applied. One ``Stepper`` serves one thread at a time. Raises KernelUnavailableError, with the reason, for a
+    model that it cannot decode.
+    """
+
+    def __init__(self, model: Model, weights: Weights = "float32") -> None:
+        reason = rejects(model.config, weights) or _unfit(model, weights)
+        if reason is not None:
+            raise KernelUnavailableError("this model cannot be decoded natively", given=reason, fix="use model.extend")
+        self.model = model
+        self.weights: Weights = weights
+        self._limit = model.config.max_length
+        self._steps = 0
+        self._last: Callable[[], ModelState | None] = lambda: None
+        self._program = Program(model.norm.scale.dtype, weights)
+        self._places: list[_Place] = []
+        self._cuts: list[tuple[int, _Left, int]] = []
+        self._seen: list[Callable[[], Tensor | None]] = []
+        self._state_addresses = Addresses([])
+        self._buffers: list[Tensor] = []
+        self._buffer_addresses = Addresses([])
+        self._rows = 0
+        self._write()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weights, beside the model's own."""
+        return self._program.nbytes
+
+    def step(self, ids: Int[Tensor, " b"], state: ModelState) -> Float[Tensor, "b v"]:
+        """Logits after the next token of each row; ``state`` is moved on in place. No gradients.
+
+        Raises InputError for bad ids, StateError for another model's state, another batch or a row that outgrows it.
+        """
+        self._check(ids, state)
+        if self._has_changed(state):
+            self._write()
+        if ids.dtype != torch.int64 or not ids.is_contiguous():
+            ids = ids.to(torch.int64).contiguous()
+        states, buffers = self._bound(state), self._memory(len(ids))
+        logits = torch.empty(len(ids), self.model.config.vocab_size, dtype=self._program.dtype)
+        first = 0
+        for last, left, layer in self._cuts:
+            self._run(first, last, self._buffer_addresses.address, states, ids, logits)
+            with torch.no_grad():
+                left(state.layers[layer], buffers)
+            first = last
+        self._run(first, len(self._program), self._buffer_addresses.address, states, ids, logits)
+        return logits
+
+    def log_probs(self, ids: Int[Tensor, "b l"], state: ModelState | None = None) -> Float[Tensor, "b m"]:
+        """log p of each token but the first given those before it, read step by step; for what packing costs."""
+        check_ids(ids, self.model.config.vocab_size)
+        state = self.model.init_state(*ids.shape) if state is None else state
+        steps = [torch.log_softmax(self.step(column, state), -1) for column in ids[:, :-1].unbind(1)]
+        if not steps:
+            return torch.empty(len(ids), 0, dtype=self._program.dtype)
+        return torch.stack(steps, 1).gather(2, ids[:, 1:, None].long())[..., 0]
+
+    # --- the state ---
+
+    def _check(self, ids: Tensor, state: ModelState) -> None:
+        vocab_size = self.model.config.vocab_size
+        if not isinstance(ids, Tensor) or ids.ndim != 1:
+            given = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+            raise InputError("a step reads one id a row", given=given, expected="a tensor [batch] of int64")
+        if ids.dtype not in (torch.int64, torch.int32) or not ids.numel() or _least(ids, vocab_size) < 0:
+            check_ids(ids[:, None], vocab_size)
+        if not isinstance(state, ModelState):
+            raise StateError("there is no state to step", given=type(state).__name__, fix="use model.init_state")
+        if len(state.lengths) != len(ids):
+            raise StateError(
+                "the state has another number of rows than the input",
+                given=f"{len(ids)} rows",
+                expected=f"{len(state.lengths)} rows",
+            )
+        self.model.check_owner(state)
+        limits = [limit for limit in (state.max_length, self._limit) if limit is not None]
+        if limits and max(state.lengths.tolist()) >= min(limits):
+            self.model._check_room(state, torch.ones_like(state.lengths))
+
+    def _bound(self, state: ModelState) -> int:
+        """Where the addresses of the state's tensors are, each first laid out as the program reads it."""
+        tensors = [getattr(place.owner(state), place.name) for place in self._places]
+        if len(tensors) == len(self._seen) and all(seen() is tensor for seen, tensor in zip(self._seen, tensors)):
+            return self._state_addresses.address
+        values: list[Tensor | int] = []
+        for place, tensor in zip(self._places, tensors):
+            fitting = _fitting(tensor, place.name, self._program.dtype)
+            if fitting is not tensor:
+                setattr(place.owner(state), place.name, fitting)
+            values.append(fitting)
+            if place.name == "lengths" and place.layer is not None:  # the program wants the room of attention too
+                values.append(place.owner(state).keys.shape[1])
+        self._seen = [weakref.ref(getattr(place.owner(state), place.name)) for place in self._places]
+        self._state_addresses = Addresses(values)
+        return self._state_addresses.address
+
+    def _memory(self, rows: int) -> list[Tensor]:
+        if rows != self._rows:
+            with torch.inference_mode(False):  # what is made inside of it could not be written outside
+                self._buffers = self._program.buffers(rows)
+                self._buffer_addresses = Addresses(self._buffers)
+            self._rows = rows
+        return self._buffers
+
+    # --- the program ---
+
+    def _has_changed(self, state: ModelState) -> bool:
+        if self._versions != (precision._optimizer_steps, sum(map(_version, self._parameters))):
+            return True
+        self._steps += 1
+        if self._last() is state and self._steps % _LOOK:
+            return False
+        self._last = weakref.ref(state)
+        return self._places_of_parameters != _places_of(self.model)
+
+    def _write(self) -> None:
+        """Pack everything, and forget what belonged to the old program."""
+        with torch.inference_mode(False), torch.no_grad():
+            self._parameters = _tensors_of(self.model)
+            self._places_of_parameters = _places_of(self.model)
+            self._versions = precision._optimizer_steps, sum(map(_version, self._parameters))
+            self._program = Program(self.model.norm.scale.dtype, self.weights)
+            self._places, self._cuts, self._seen, self._rows = [], [], [], 0
+            self._write_model()
+            self._run = self._program.runner()
+
+    def _write_model(self) -> None:
+        model, program = self.model, self._program
+        program.embed(model.embedding.weight)
+        for layer, (block, state) in enumerate(zip(model.blocks, model.init_state(1, 1).layers)):
+            assert isinstance(block, Block)
+            self._norm(block.pre_norm)
+            self._mixer(layer, block, state)
+            if block.mlp is not None:
+                assert block.post_norm is not None
+                self._norm(block.post_norm)
+                self._mlp(block)
+        self._norm(model.norm)
+        head = model.embedding if model.head is None else model.head
+        program.linear(head.weight, None, Buffer.NORMED, Buffer.LOGITS)
+        program.count()
+        self._places.append(_Place(None, None, "lengths"))
+
+    def _norm(self, norm: Any) -> None:
+        match norm:
+            case RMSNorm(config=RMSNormConfig(eps=eps, eps_inside_root=inside)):
+                self._program.norm(Norm.RMS_INSIDE if inside else Norm.RMS_OUTSIDE, norm.scale, None, eps)
+            case LayerNorm():
+                self._program.norm(Norm.LAYER, norm.scale, norm.bias, norm.eps)
+
+    def _mlp(self, block: Block) -> None:
+        mlp, program = block.mlp, self._program
+        assert mlp is not None
+        if isinstance(mlp, GatedMLP):
+            biases = None if mlp.gate.bias is None else (mlp.gate.bias, mlp.up.bias)
+            program.gated(mlp.gate.weight, mlp.up.weight, biases, mlp.activation)
+        else:
+            program.linear(*(mlp.up.weight, mlp.up.bias, Buffer.NORMED, Buffer.MIDDLE, Finish.ACTIVATE, mlp.activation))
+        program.linear(mlp.down.weight, mlp.down.bias, Buffer.MIDDLE, Buffer.STREAM, Finish.ADD)
+
+    def _mixer(self, layer: int, block: Block, state: State) -> None:
+        mixer, program = block.mixer, self._program
+        match mixer:
+            case HyenaMixer() if not isinstance(mixer.projection, FP8Linear):
+                assert isinstance(state, HyenaState)
+                self._hyena(layer, mixer, state.long)
+            case AttentionMixer():
+                self._attention(layer, mixer)
+            case Mixer():
+                channels = program.reserve(len(block.pre_norm.scale), Buffer.MIXED)
+                self._cuts.append((len(program), functools.partial(_mix, mixer), layer))
+                return program.residual(channels)
+        program.linear(mixer.output.weight, mixer.output.bias, Buffer.MIXED, Buffer.STREAM, Finish.ADD)
+
+    def _hyena(self, layer: int, mixer: HyenaMixer, state: State) -> None:
+        """``state`` is one of the long filter: how it carries its past says how it is run."""
+        program, filter_, skip = self._program, mixer.filter, mixer.skip
+        program.linear(mixer.projection.weight, mixer.projection.bias, Buffer.NORMED, Buffer.WIDE)
+        program.short_filter(mixer.short_taps, mixer.short_bias)
+        self._places.append(_Place(layer, "short", "tail"))
+        if isinstance(filter_, ModalFilter):
+            program.modal(*modal.modal_step_constants(filter_.logs(), filter_.residues, filter_.channels), skip)
+            self._places.append(_Place(layer, "long", "modes"))
+        elif isinstance(filter_, ExplicitFilter) and isinstance(state, FIRState):
+            taps = filter_.taps(filter_.config.taps)
+            program.long_fir(taps.repeat_interleave(filter_.channels // len(taps), 0), skip)
+            self._places.append(_Place(layer, "long", "tail"))
+        else:
+            self._cuts.append((len(program), functools.partial(_convolve, filter_, skip), layer))
+            program.gate(program.reserve(mixer.output.in_features, Buffer.MIXED))
+
+    def _attention(self, layer: int, mixer: AttentionMixer) -> None:
+        rope, size = mixer.rope, mixer.head_size
+        self._program.linear(mixer.qkv.weight, mixer.qkv.bias, Buffer.NORMED, Buffer.WIDE)
+        scale = 1.0 if rope is None else rope.config.scale
+        self._program.attention(mixer.heads, mixer.kv_heads, size, _frequencies(rope, size), scale)
+        self._places += [_Place(layer, None, name) for name in ("keys", "values", "lengths")]
+
+
+def _mix(mixer: Mixer, state: State, buffers: list[Tensor]) -> None:
+    buffers[Buffer.MIXED].copy_(mixer.extend(buffers[Buffer.NORMED][:, None], state)[:, 0])
+
+
+def _convolve(filter_: Filter, skip: Tensor | None, state: State, buffers: list[Tensor]) -> None:
+    assert isinstance(state, HyenaState)
+    buffers[Buffer.MIXED].copy_(filter_.extend(buffers[Buffer.INPUT][:, None], skip, state.long, None)[:, 0])
+
+
+def _frequencies(rope: Rope | None, head_size: int) -> Tensor | None:
+    if rope is None:
+        return None
+    return inverse_frequencies(head_size, rope.config.base) if rope.inverse is None else rope.inverse
+
+
+def _unfit(model: Model, weights: Weights) -> str | None:
+    """Why this very model cannot be packed, whatever its configuration."""
+    if any(p.device.type != "cpu" for p in model.parameters()):
+        return "the model is not on the CPU"
+    if any(p.is_inference() for p in model.parameters()):
+        return "parameters made in torch.inference_mode do not count their changes"
+    dtype = model.norm.scale.dtype
+    if dtype not in (torch.float32, torch.float64):
+        return f"the model is {dtype}: load it in float32, and ask for narrow weights here"
+    if dtype == torch.float64 and weights != "float32":
+        return f"{weights} weights of a float64 model"
+    adapted = lora_layers(model)
+    return f"{next(iter(adapted))} has an adapter, which must be merged first" if adapted else None
+
+
+_version = operator.attrgetter("_version")
+
+
+def _tensors_of(model: Model) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _places_of(model: Model) -> list[tuple[int, int]]:
+    return [(id(tensor), tensor.data_ptr()) for tensor in _tensors_of(model)]
+
+
+def _least(ids: Tensor, vocab_size: int) -> int:
+    """The smallest id, or -1 if one is too large: a list is faster here than two operations on tensors."""
+    values = ids.tolist()
+    return -1 if max(values) >= vocab_size else min(values)
+
+
+def _fitting(tensor: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+    """``tensor``, or a copy with the memory that the program wants: modes [b d n *z] with channels side by side."""
+    wanted = torch.int64 if name == "lengths" else dtype
+    if tensor.dtype != wanted or tensor.device.type != "cpu":
+        raise StateError(f"{name} of the state cannot be used here", given=f"{tensor.dtype} on {tensor.device}")
+    order = tuple(range(tensor.ndim)) if name != "modes" else (0, *reversed(range(1, tensor.ndim)))
+    rows = tensor.permute(order)
+    if rows.is_contiguous() and not tensor.requires_grad:
+        return tensor
+    return rows.detach().clone(memory_format=torch.contiguous_format).permute(order)

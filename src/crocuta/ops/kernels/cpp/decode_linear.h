@@ -1,0 +1,372 @@
+// y = W x for a few rows x and a matrix that is read once: what a decoding step spends its time on.
+//
+// Weights are packed in blocks of kBlockRows outputs (crocuta.ops.kernels.decode.pack): all of a block for input 0, then
+// all for input 1, and so on, so that lanes are outputs, sums stay in registers and memory is read in order. Up to four
+// blocks are read side by side, which keeps more of memory's queues busy than one stream does.
+//
+//     plain     [blocks][k][32]         T, as the model has them
+//     bfloat16  [blocks][k][16][2]      bits of outputs i and 16 + i: a shift and a mask widen them to float
+//     int8      [blocks][k / 4][32][4]  with a scale an output; inputs are rounded to 8 bits with a scale a row
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+#include "decode_math.h"
+#include "decode_team.h"
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int64_t kBlockRows = 32, kStreams = 4;
+constexpr int64_t kAhead = 2048;  // bytes that a stream is fetched ahead
+
+// The numbers are those of crocuta.ops.kernels.decode.
+enum Format : int64_t { kPlain, kBfloat16, kInt8 };
+enum Finish : int64_t { kStore, kAdd, kActivate, kGated };
+
+struct Matrix {
+  int64_t format;
+  const void* weights;
+  const float* scales;     // int8: [blocks * 32]
+  const int32_t* offsets;  // int8: 128 times the sum of an output's weights, [blocks * 32]
+  int64_t outputs, inputs;
+};
+
+constexpr int64_t kMaxSums = CROCUTA_REGISTERS == 32 ? 16 : 8;  // accumulators that leave room for everything else
+
+// How many rows are done at once where a block takes `vectors` accumulators a row, and how many blocks for `rows` rows.
+constexpr int64_t rows_at_once(int64_t vectors) { return std::max<int64_t>(1, std::min<int64_t>(8, kMaxSums / vectors)); }
+constexpr int64_t streams_for(int64_t vectors, int64_t rows) {
+  return std::max<int64_t>(1, std::min(kStreams, rows_at_once(vectors) / rows));
+}
+
+// --- floating point weights ---------------------------------------------------------------------------------------
+
+template <typename T>
+struct PlainRows {
+  using Element = T;
+  CROCUTA_INLINE static void read(const T* w, Vec<T>* to) {
+    for (int64_t n = 0; n < kBlockRows / kLanes<T>; ++n) to[n] = load(w + n * kLanes<T>);
+  }
+};
+
+struct Bfloat16Rows {
+  using Element = uint16_t;
+  CROCUTA_INLINE static void read(const uint16_t* w, Vec<float>* to) {
+    typedef uint32_t Pairs __attribute__((vector_size(CROCUTA_VECTOR_BYTES)));
+    constexpr int64_t half = kBlockRows / kLanes<float> / 2;
+    for (int64_t n = 0; n < half; ++n) {
+      Pairs pairs;
+      std::memcpy(&pairs, w + 2 * n * kLanes<float>, sizeof pairs);
+      to[n] = (Vec<float>)(pairs << 16);
+      to[n + half] = (Vec<float>)(pairs & 0xffff0000u);
+    }
+  }
+};
+
+// Sums run over 256 inputs at a time, so that rounding does not add up over all of them.
+constexpr int64_t kRun = 256;
+
+template <typename T, typename Rows>
+struct FloatProduct {
+  static constexpr int64_t vectors = kBlockRows / kLanes<T>;
+  const typename Rows::Element* weights;
+  const T* x;
+  int64_t k;
+
+  // to[row][stream][32] for rows [row, row + B) and blocks [block, block + S).
+  template <int B, int S>
+  void dot(int64_t block, int64_t row, T* to) const {
+    const int64_t stride = k * kBlockRows;
+    const auto* w = weights + block * stride;
+    const T* in = x + row * k;
+    for (int64_t from = 0; from < k || from == 0; from += kRun) {
+      const int64_t end = std::min(k, from + kRun);
+      Vec<T> sum[B][S][vectors] = {};
+      for (int64_t i = from; i < end; ++i)
+        for (int s = 0; s < S; ++s) {
+          const auto* next = w + s * stride + i * kBlockRows;
+          Vec<T> v[vectors];
+          Rows::read(next, v);
+          for (int64_t line = 0; line < kBlockRows * int64_t(sizeof *next); line += 64)
+            __builtin_prefetch(reinterpret_cast<const char*>(next) + kAhead + line, 0, 2);
+          for (int r = 0; r < B; ++r)
+            for (int64_t n = 0; n < vectors; ++n) sum[r][s][n] = sum[r][s][n] + v[n] * in[r * k + i];
+        }
+      for (int r = 0; r < B; ++r)
+        for (int s = 0; s < S; ++s)
+          for (int64_t n = 0; n < vectors; ++n) {
+            T* out = to + (r * S + s) * kBlockRows + n * kLanes<T>;
+            store(out, from ? load(out) + sum[r][s][n] : sum[r][s][n]);
+          }
+    }
+  }
+};
+
+// --- 8-bit weights ------------------------------------------------------------------------------------------------
+
+// A row in 8 bits. Where the machine multiplies unsigned by signed bytes, x / scale + 128 in a byte each; else
+// x / scale in 16 bits, four inputs as (0, 2, 1, 3).
+constexpr int64_t quantised_bytes(int64_t k) { return (k + 3) / 4 * 8; }
+
+typedef int32_t Int32s __attribute__((vector_size(CROCUTA_VECTOR_BYTES)));
+typedef int16_t Int16s __attribute__((vector_size(CROCUTA_VECTOR_BYTES)));
+
+// Rounds to whole numbers from -127 to 127, which is what one scale of the row makes of it; returns that scale. It is NaN
+// where a number of the row is none, or infinite: so are then all products.
+inline float quantise(const float* x, int64_t k, bool bytes, void* to) {
+  constexpr int64_t L = kLanes<float>;
+  Vec<float> largest = {}, poison = {};
+  for (int64_t i = 0; i < k; i += L) {
+    const Vec<float> v = load(x + i, k - i), size = v < 0 ? -v : v;
+    largest = size > largest ? size : largest;
+    poison = poison + v * 0.0f;
+  }
+  float most = 0, nothing = 0;
+  for (int64_t lane = 0; lane < L; ++lane) {
+    most = std::max(most, largest[lane]);
+    nothing += poison[lane];
+  }
+  const float inverse = most > 0 ? 127 / most : 0;
+  // Added to 1.5 * 2^23, a number is rounded and its lowest bits are those of the whole number.
+  const Vec<float> shift = splat(bytes ? 12583040.0f : 12582912.0f);
+  for (int64_t i = 0; i < (k + 3) / 4 * 4; i += L) {
+    const Int32s bits = (Int32s)(load(x + i, std::max<int64_t>(0, k - i)) * inverse + shift);
+    const int64_t count = std::min(L, (k + 3) / 4 * 4 - i);
+    if (bytes) {
+      typedef uint8_t Bytes __attribute__((vector_size(L)));
+      const Bytes narrow = __builtin_convertvector(bits, Bytes);
+      std::memcpy(static_cast<uint8_t*>(to) + i, &narrow, static_cast<size_t>(count));
+    } else {
+      for (int64_t j = 0; j < count; ++j)
+        static_cast<int16_t*>(to)[i + (j & ~3) + ((j & 1) << 1 | (j >> 1 & 1))] = static_cast<int16_t>(bits[j]);
+    }
+  }
+  return most / 127 + nothing;
+}
+
+#if defined(__AVX512F__) && (defined(__clang__) || __GNUC__ >= 9)
+#define CROCUTA_VNNI 1
+inline bool has_byte_products() {
+  static const bool has = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512vnni") != 0;
+  }();
+  return has;
+}
+#else
+inline bool has_byte_products() { return false; }
+#endif
+
+struct ByteProduct {
+  static constexpr int64_t vectors = kBlockRows / kLanes<float>;
+  const Matrix& matrix;
+  const char* x;  // [rows][quantised_bytes(k)]
+  const float* scales;
+
+  template <int B, int S>
+  void finish(int64_t block, int64_t row, const int32_t* sums, bool offset, float* to) const {
+    for (int r = 0; r < B; ++r)
+      for (int64_t o = 0; o < S * kBlockRows; ++o) {
+        const int64_t output = block * kBlockRows + o, at = r * S * kBlockRows + o;
+        const int32_t sum = sums[at] - (offset ? matrix.offsets[output] : 0);
+        to[at] = static_cast<float>(sum) * (scales[row + r] * matrix.scales[output]);
+      }
+  }
+};
+
+#if defined(CROCUTA_VNNI)
+struct VnniProduct : ByteProduct {
+  template <int B, int S>
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))) void dot(int64_t block, int64_t row,
+                                                                                    float* to) const {
+    const int64_t fours = (matrix.inputs + 3) / 4, stride = fours * 4 * kBlockRows, step = quantised_bytes(matrix.inputs);
+    const char* w = static_cast<const char*>(matrix.weights) + block * stride;
+    const char* in = x + row * step;
+    __m512i sum[B][S][2];
+    for (int r = 0; r < B; ++r)
+      for (int s = 0; s < S; ++s) sum[r][s][0] = sum[r][s][1] = _mm512_setzero_si512();
+    for (int64_t i = 0; i < fours; ++i)
+      for (int s = 0; s < S; ++s) {
+        const char* next = w + s * stride + i * 4 * kBlockRows;
+        const __m512i low = _mm512_loadu_si512(next), high = _mm512_loadu_si512(next + 64);
+        __builtin_prefetch(next + kAhead, 0, 2);
+        __builtin_prefetch(next + kAhead + 64, 0, 2);
+        for (int r = 0; r < B; ++r) {
+          int32_t four;
+          std::memcpy(&four, in + r * step + 4 * i, 4);
+          const __m512i inputs = _mm512_set1_epi32(four);
+          sum[r][s][0] = _mm512_dpbusd_epi32(sum[r][s][0], inputs, low);
+          sum[r][s][1] = _mm512_dpbusd_epi32(sum[r][s][1], inputs, high);
+        }
+      }
+    alignas(64) int32_t sums[B * S * kBlockRows];
+    for (int r = 0; r < B; ++r)
+      for (int s = 0; s < S; ++s) {
+        _mm512_store_si512(sums + (r * S + s) * kBlockRows, sum[r][s][0]);
+        _mm512_store_si512(sums + (r * S + s) * kBlockRows + 16, sum[r][s][1]);
+      }
+    finish<B, S>(block, row, sums, true, to);
+  }
+};
+#endif
+
+// In each 32-bit lane, the sum of the products of both 16-bit halves.
+CROCUTA_INLINE Int32s pair_products(Int16s a, Int16s b) {
+#if defined(__AVX512BW__)
+  return (Int32s)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (Int32s)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (Int32s)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+  const Int32s x = (Int32s)a, y = (Int32s)b;
+  return (x >> 16) * (y >> 16) + ((x << 16) >> 16) * ((y << 16) >> 16);
+#endif
+}
+
+// Bytes widened to 16 bits: the same whole numbers as VnniProduct has.
+struct WidenedProduct : ByteProduct {
+  template <int B, int S>
+  void dot(int64_t block, int64_t row, float* to) const {
+    const int64_t fours = (matrix.inputs + 3) / 4, stride = fours * 4 * kBlockRows, step = quantised_bytes(matrix.inputs);
+    const char* w = static_cast<const char*>(matrix.weights) + block * stride;
+    const char* in = x + row * step;
+    Int32s sum[B][S][vectors] = {};
+    for (int64_t i = 0; i < fours; ++i)
+      for (int s = 0; s < S; ++s) {
+        const char* next = w + s * stride + i * 4 * kBlockRows;
+        for (int64_t line = 0; line < 4 * kBlockRows; line += 64) __builtin_prefetch(next + kAhead + line, 0, 2);
+        for (int64_t n = 0; n < vectors; ++n) {
+          Int16s both;
+          std::memcpy(&both, next + n * CROCUTA_VECTOR_BYTES, sizeof both);
+          const Int16s even = (both << 8) >> 8, odd = both >> 8;  // weights 0, 2 and 1, 3
+          for (int r = 0; r < B; ++r) {
+            int32_t pairs[2];
+            std::memcpy(pairs, in + r * step + 8 * i, 8);
+            sum[r][s][n] += pair_products(even, (Int16s)(pairs[0] - Int32s{})) +
+                            pair_products(odd, (Int16s)(pairs[1] - Int32s{}));
+          }
+        }
+      }
+    alignas(64) int32_t sums[B * S * kBlockRows];
+    std::memcpy(sums, sum, sizeof sums);
+    finish<B, S>(block, row, sums, false, to);
+  }
+};
+
+// --- rows and blocks ----------------------------------------------------------------------------------------------
+
+// What becomes of a sum: to [rows][outputs], or half as many outputs where blocks of a gate and of what it gates
+// alternate.
+template <typename T>
+struct Ending {
+  int64_t finish, activation, outputs;
+  const T* bias;  // [blocks * 32] or null
+  T* to;
+
+  void apply(int64_t block, int64_t blocks, int64_t row, T* sums) const {
+    if (bias)
+      for (int64_t o = 0; o < blocks * kBlockRows; ++o) sums[o] += bias[block * kBlockRows + o];
+    if (finish != kGated) return write(block * kBlockRows, outputs, row, sums, blocks * kBlockRows);
+    for (int64_t pair = 0; pair + 1 < blocks; pair += 2) {
+      T *gate = sums + pair * kBlockRows, *up = gate + kBlockRows;
+      for (int64_t o = 0; o < kBlockRows; o += kLanes<T>) store(gate + o, activate<T>(load(gate + o), activation) * load(up + o));
+      write((block + pair) / 2 * kBlockRows, outputs / 2, row, gate, kBlockRows);
+    }
+  }
+
+ private:
+  void write(int64_t first, int64_t width, int64_t row, const T* sums, int64_t count) const {
+    T* out = to + row * width + first;
+    count = std::min(count, width - first);
+    for (int64_t o = 0; o < count; o += kLanes<T>) {
+      const int64_t lanes = count - o;
+      Vec<T> v = load(sums + o);
+      if (finish == kAdd) v = v + load(out + o, lanes);
+      if (finish == kActivate) v = activate<T>(v, activation);
+      store(out + o, v, lanes);
+    }
+  }
+};
+
+template <typename T, int B, int S, typename Product>
+CROCUTA_INLINE void few_blocks(const Product& product, int64_t block, int64_t row, const Ending<T>& ending) {
+  alignas(64) T sums[B * S * kBlockRows];
+  product.template dot<B, S>(block, row, sums);
+  for (int r = 0; r < B; ++r) ending.apply(block, S, row + r, sums + r * S * kBlockRows);
+}
+
+// Rows [row, row + B) and blocks [from, to); gates and what they gate stay together.
+template <typename T, int B, typename Product>
+void blocks_of(const Product& product, int64_t from, int64_t to, int64_t row, const Ending<T>& ending) {
+  constexpr int S = static_cast<int>(streams_for(Product::vectors, B));
+  int64_t block = from;
+  if (ending.finish == kGated && S == 1) {
+    for (; block < to; block += 2) {
+      alignas(64) T one[B * kBlockRows], two[B * kBlockRows], both[2 * kBlockRows];
+      product.template dot<B, 1>(block, row, one);
+      product.template dot<B, 1>(block + 1, row, two);
+      for (int r = 0; r < B; ++r) {
+        std::memcpy(both, one + r * kBlockRows, sizeof both / 2);
+        std::memcpy(both + kBlockRows, two + r * kBlockRows, sizeof both / 2);
+        ending.apply(block, 2, row + r, both);
+      }
+    }
+    return;
+  }
+  if constexpr (S == 4)
+    for (; block + 4 <= to; block += 4) few_blocks<T, B, 4>(product, block, row, ending);
+  if constexpr (S >= 2)
+    for (; block + 2 <= to; block += 2) few_blocks<T, B, 2>(product, block, row, ending);
+  for (; block < to; ++block) few_blocks<T, B, 1>(product, block, row, ending);
+}
+
+template <typename T, typename Product>
+void multiply(Team& team, const Product& product, const Matrix& matrix, int64_t rows, const Ending<T>& ending) {
+  constexpr int64_t most = rows_at_once(Product::vectors);
+  const int64_t blocks = (matrix.outputs + kBlockRows - 1) / kBlockRows;
+  const int64_t whole = ending.finish == kGated ? (blocks + 1) / 2 * 2 : blocks, helpers = team.threads();
+  // Each output is one sum over all inputs, whatever the cut: results do not depend on the number of threads.
+  const int64_t cut = helpers == 1 ? kStreams : std::max<int64_t>(2, std::min(kStreams, whole / (2 * helpers) / 2 * 2));
+  team.run((whole + cut - 1) / cut, [&](int64_t task) {
+    const int64_t from = task * cut, to = std::min(whole, from + cut);
+    int64_t row = 0;
+    if constexpr (most >= 8)
+      for (; row + 8 <= rows; row += 8) blocks_of<T, 8>(product, from, to, row, ending);
+    if constexpr (most >= 4)
+      for (; row + 4 <= rows; row += 4) blocks_of<T, 4>(product, from, to, row, ending);
+    if constexpr (most >= 2)
+      for (; row + 2 <= rows; row += 2) blocks_of<T, 2>(product, from, to, row, ending);
+    for (; row < rows; ++row) blocks_of<T, 1>(product, from, to, row, ending);
+  });
+}
+
+// y = W x for x [rows][inputs]; `scratch` holds rows in 8 bits, [rows] quantised_bytes and scales, where they are needed.
+template <typename T>
+void linear(Team& team, const Matrix& matrix, const T* x, int64_t rows, const Ending<T>& ending, char* scratch) {
+  if constexpr (std::is_same<T, float>::value) {
+    if (matrix.format == kBfloat16)
+      return multiply<T>(team, FloatProduct<T, Bfloat16Rows>{static_cast<const uint16_t*>(matrix.weights), x, matrix.inputs},
+                         matrix, rows, ending);
+    if (matrix.format == kInt8) {
+      const bool bytes = has_byte_products();
+      const int64_t step = quantised_bytes(matrix.inputs);
+      float* scales = reinterpret_cast<float*>(scratch + rows * step);
+      for (int64_t r = 0; r < rows; ++r)
+        scales[r] = quantise(x + r * matrix.inputs, matrix.inputs, bytes, scratch + r * step);
+#if defined(CROCUTA_VNNI)
+      if (bytes) return multiply<T>(team, VnniProduct{{matrix, scratch, scales}}, matrix, rows, ending);
+#endif
+      return multiply<T>(team, WidenedProduct{{matrix, scratch, scales}}, matrix, rows, ending);
+    }
+  }
+  multiply<T>(team, FloatProduct<T, PlainRows<T>>{static_cast<const T*>(matrix.weights), x, matrix.inputs}, matrix, rows,
+              ending);
+}
+
+}  // namespace
