@@ -41,8 +41,8 @@ class Shape:
     mlp: int = 128
     filter_width: int = 64
     frequency: float = 10.0
-    window: tuple[float, float] | None = (1.0, 8.0)
-    """Shares of the longest input after which the fastest and the slowest filter are down to 1 %; None: none."""
+    window: tuple[float, float] = (1.0, 8.0)
+    """Shares of the longest input after which the fastest and the slowest filter are down to 1 %."""
     constant: bool = False
     """Whether filters have a trained constant, which sums over all that went before."""
     conv_taps: int = 7
@@ -75,7 +75,7 @@ def _mixers(kind: str, shape: Shape, length: int) -> list[MixerConfig]:
         max_length=max(2, length),
         width=shape.filter_width,
         activation=SineConfig(frequency=shape.frequency),
-        window=None if shape.window is None else FixedWindowConfig(decay=shape.window),
+        window=FixedWindowConfig(decay=shape.window),
         output_bias=shape.constant,
     )
     hyena, attention = HyenaConfig(filter=filter_), AttentionConfig(num_heads=shape.heads)

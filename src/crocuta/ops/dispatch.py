@@ -1,4 +1,8 @@
-"""Which implementation of an op runs, and why not the others. ``TABLE`` is the only thing to edit to add one."""
+"""Which implementation of an op runs, and why not the others. ``TABLE`` is the thing to edit to add one.
+
+What it cannot know is how tensors lie in memory: ``fir``, ``fir_gate`` and ``fft_convolution`` themselves hand
+channels-last input to their compiled kernel (``kernels.library.runs_here``).
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Compiled causal depthwise FIR, and the short one with the gate that follows it, on channels-last input.
 
-Up to 8 taps stay in registers; for more, a vector of channels is copied and 12 outputs are made at a time. Gradients of
+Filters of 3, 4 and 7 taps are unrolled in registers; above 8, a vector of channels is copied and 12 outputs are made at
+a time. Gradients of
 the taps, of the bias and of D are added up in float32 over at most 120 steps, then in float64. Both save their inputs
 alone.
 """

@@ -4,7 +4,7 @@
 //     y[t] = bias + sum_j taps[j] x[t-j],      x[t] for t < 0 from the tail, or 0
 //
 // A block needs no state, only the k - 1 inputs before it, which it reads itself: blocks can be done in any order and
-// on any thread with the same bits. Up to kFirShort taps stay in registers.
+// on any thread with the same bits. 3, 4 and 7 taps stay in registers.
 #pragma once
 
 #include <algorithm>
