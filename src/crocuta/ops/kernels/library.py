@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 _HERE = Path(__file__).resolve().parent
-_ARGUMENTS: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64}
+_ARGUMENTS: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
 _DTYPES = {torch.float32: "f32", torch.float64: "f64"}
 _LARGE = 1 << 22
 """Bytes of a tensor that is worth a call: it holds a huge page at least, wherever it begins."""
@@ -38,7 +38,7 @@ class Library:
         self._found: dict[tuple[str, torch.dtype, str], Callable[..., None]] = {}
 
     def function(self, name: str, dtype: torch.dtype, signature: str) -> Callable[..., None]:
-        """A kernel for a dtype: ``signature`` has a letter an argument, p for a tensor or None, i for an integer.
+        """A kernel for a dtype: ``signature`` has a letter an argument: p (tensor or None), i (integer), d (real).
 
         The callable takes tensors as they are and passes their addresses: shapes, strides, dtypes and devices are the
         caller's concern. Python threads run on while it works.
@@ -58,7 +58,7 @@ class Library:
         symbol.restype = None
         symbol.argtypes = [_ARGUMENTS[letter] for letter in signature]
 
-        def call(*arguments: Tensor | int | None) -> None:
+        def call(*arguments: Tensor | int | float | None) -> None:
             symbol(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
 
         return call
