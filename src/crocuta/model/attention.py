@@ -109,7 +109,7 @@ class Rope(Float32Module):
             inverse = inverse_frequencies(self.head_size, self.config.base).to(x.device)
         else:
             inverse = self.inverse
-        aligned = bool((starts == starts[0]).all())
+        aligned = not torch.compiler.is_compiling() and bool((starts == starts[0]).all())
         positions = (starts[:1] if aligned else starts)[:, None] + torch.arange(x.shape[1])
         scaled = (positions.to(torch.float64) / self.config.scale).to(torch.promote_types(x.dtype, torch.float32))
         cosine, sine = rotation(scaled.to(x.device), inverse, x.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crocuta.ops.kernels.activation import activation as compiled_activation
 from crocuta.ops.kernels.activation import activation_adjoint as compiled_adjoint
-from crocuta.ops.kernels.library import huge_pages, library
+from crocuta.ops.kernels.library import available, huge_pages
 
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "identity"]
 
@@ -175,7 +175,7 @@ def _accumulate(dweight: Tensor, dbias: Tensor, d: Tensor, x: Tensor) -> None:
 
 
 def _compiled(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and library() is not None
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and available()
 
 
 class Products(NamedTuple):

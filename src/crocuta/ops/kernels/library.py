@@ -72,6 +72,13 @@ def library() -> Library | None:
     return None if _switched_off else _opened()[0]
 
 
+@torch.compiler.assume_constant_result  # a graph need not, and cannot, look at files
+def available() -> bool:
+    """Whether there is a library."""
+    return library() is not None
+
+
+@torch.compiler.assume_constant_result
 def why_not() -> str | None:
     """Why there is no library, or None where there is one."""
     return "compiled kernels are switched off" if _switched_off else _opened()[1]
@@ -111,7 +118,7 @@ def runs_here(u: Tensor) -> bool:
 
     Where time does, the products of matrices in torch need no copy, and the kernels would need two.
     """
-    return u.device.type == "cpu" and u.stride(-1) == 1 and u.shape[-1] > 1 and library() is not None
+    return u.device.type == "cpu" and u.stride(-1) == 1 and u.shape[-1] > 1 and available()
 
 
 def rows_of(u: Tensor) -> Tensor:
