@@ -66,7 +66,12 @@ def library() -> Library | None:
 
 def why_not() -> str | None:
     """Why there is no library, or None where there is one."""
-    return "compiled kernels are switched off" if _switched_off else _opened()[1]
+    return why_switched_off() or _opened()[1]
+
+
+def why_switched_off() -> str | None:
+    """A reason while ``switched_off`` holds."""
+    return "compiled kernels are switched off" if _switched_off else None
 
 
 @contextmanager
