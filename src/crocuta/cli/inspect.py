@@ -127,6 +127,7 @@ def describe(config: BackboneConfig, lengths: list[int]) -> dict[str, Any]:
         ],
         "kernels": [kernel for length in dict.fromkeys([1, lengths[-1]]) for kernel in _kernels(config, length)],
         "compiled": _compiled(),
+        "triton": _triton(),
         "config": config.to_json(),
     }
 
@@ -137,6 +138,16 @@ def _compiled() -> str:
 
     opened = library()
     return f"none, {why_not()}" if opened is None else opened.isa
+
+
+def _triton() -> str:
+    """The GPU that the Triton kernels of this machine run on, or why they do not run."""
+    import torch
+
+    from crocuta.ops.kernels.gpu import why_not
+
+    reason = why_not()
+    return f"none, {reason}" if reason else torch.cuda.get_device_name()
 
 
 def _kernels(config: BackboneConfig, length: int) -> list[dict[str, Any]]:
@@ -170,7 +181,7 @@ def render(title: str, report: dict[str, Any], *, kernels: bool) -> str:
         sections.append("The state is the same for every length: nothing in this model grows with the text.")
     if kernels:
         sections.append(_kernel_table(report["kernels"]))
-        sections.append(f"Compiled kernels: {report['compiled']}.")
+        sections.append(f"Compiled kernels: {report['compiled']}.\nTriton kernels: {report['triton']}.")
     return "\n\n".join(sections)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
@@ -15,7 +16,7 @@ from crocuta.config import BackboneConfig
 from crocuta.errors import InputError, StateError
 from crocuta.model.block import Block
 from crocuta.model.norm import build_norm
-from crocuta.model.state import ModelState, SavedState, check_room, fingerprint, load_state, read_head
+from crocuta.model.state import ModelState, SavedState, State, check_room, fingerprint, load_state, read_head
 from crocuta.types import Hidden
 
 
@@ -98,10 +99,17 @@ class Backbone(nn.Module, ABC):
         self.check_owner(state)
         added = torch.full((x.shape[0],), x.shape[1]) if lengths is None else check_lengths(x, lengths)
         self._check_room(state, added)
-        y = self._embed(x)
-        for block, layer_state in zip(self._blocks_below(layer), state.layers, strict=False):
-            y = block.extend(y, layer_state, lengths)
+        y = self.advance(x, state.layers, lengths, layer)
         state.lengths = state.lengths + added
+        return y
+
+    def advance(
+        self, x: Tensor, layers: Sequence[State], lengths: Int[Tensor, " b"] | None = None, layer: int | None = None
+    ) -> Hidden:
+        """``extend_hidden`` without its checks and without counting what was read: the part that a device can do."""
+        y = self._embed(x)
+        for block, layer_state in zip(self._blocks_below(layer), layers, strict=False):
+            y = block.extend(y, layer_state, lengths)
         return self.norm(y) if layer is None else y
 
     def load_state(self, path: str | PathLike[str]) -> ModelState:

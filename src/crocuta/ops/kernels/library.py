@@ -81,7 +81,12 @@ def available() -> bool:
 @torch.compiler.assume_constant_result
 def why_not() -> str | None:
     """Why there is no library, or None where there is one."""
-    return "compiled kernels are switched off" if _switched_off else _opened()[1]
+    return why_switched_off() or _opened()[1]
+
+
+def why_switched_off() -> str | None:
+    """A reason while ``switched_off`` holds."""
+    return "compiled kernels are switched off" if _switched_off else None
 
 
 @contextmanager
@@ -109,7 +114,9 @@ def huge_pages(*tensors: Tensor | None) -> None:
     """Before a kernel writes new tensors: ask for huge pages below the large ones, whose page faults cost more than
     most kernels do (8 MB: 3.2 ms with small pages, 0.9 ms with huge ones)."""
     for tensor in tensors:
-        if tensor is not None and tensor.nbytes >= _LARGE and (opened := library()) is not None:
+        if tensor is None or tensor.nbytes < _LARGE or tensor.device.type != "cpu":
+            continue
+        if (opened := library()) is not None:
             opened.huge_pages(tensor)
 
 
