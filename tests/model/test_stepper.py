@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import KINDS, ONLINE, VOCABULARY, loud, random_ids, tiny_config, tiny_model
+from tiny_models import KINDS, VOCABULARY, loud, random_ids, tiny_config, tiny_model
 from torch import Tensor
 
 from crocuta.config import (
@@ -330,7 +330,7 @@ def test_ids_of_32_bits_and_every_other_one():
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_causal_model_is_refused(kind):
     assert rejects(tiny_config(kind)) is None
-    assert (len(Stepper(tiny_model(kind))._cuts) > 0) == (kind in ONLINE or not native(kind) or kind == "stripe")
+    assert (len(Stepper(tiny_model(kind))._cuts) > 0) == (not native(kind))
 
 
 def native(kind: str) -> bool:

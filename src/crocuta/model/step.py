@@ -2,8 +2,8 @@
 
 ``Stepper(model).step(ids, state)`` is ``model.extend(ids[:, None], state)[:, 0]``, but for rounding. Weights are packed
 once, in float32, bfloat16 or 8 bits, beside the model's own; they are packed anew when a parameter changes. What has no
-native form (a filter that is continued online, a mixer of another kind) is left to its own ``extend``: the program is
-cut there. States may be read by ``extend``, saved, joined and selected between steps as ever.
+native form (a mixer of another kind than Hyena's and attention) is left to its own ``extend``: the program is cut
+there. States may be read by ``extend``, saved, joined and selected between steps as ever.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from crocuta.model import precision
 from crocuta.model.attention import AttentionMixer, Rope
 from crocuta.model.backbone import check_ids
 from crocuta.model.block import Block
-from crocuta.model.filters import ExplicitFilter, Filter, ModalFilter
+from crocuta.model.filters import ExplicitFilter, ModalFilter
 from crocuta.model.fp8 import FP8Linear
 from crocuta.model.hyena import HyenaMixer
 from crocuta.model.lm import Model
@@ -33,7 +33,7 @@ from crocuta.model.lora import lora_layers
 from crocuta.model.mixer import Mixer
 from crocuta.model.mlp import GatedMLP
 from crocuta.model.norm import LayerNorm, RMSNorm
-from crocuta.model.state import FIRState, HyenaState, ModelState, State
+from crocuta.model.state import AttentionState, FIRState, HyenaState, ModelState, OnlineState, State
 from crocuta.ops import modal
 from crocuta.ops.kernels.decode import (
     LARGEST_HEAD,
@@ -46,6 +46,8 @@ from crocuta.ops.kernels.decode import (
     Weights,
 )
 from crocuta.ops.kernels.library import library, why_not
+from crocuta.ops.kernels.online_conv import Bound, bound
+from crocuta.ops.online_conv import BLOCK
 from crocuta.ops.rope import inverse_frequencies
 
 _LOOK = 64
@@ -118,6 +120,7 @@ class Stepper:
         self._cuts: list[tuple[int, _Left, int]] = []
         self._seen: list[Callable[[], Tensor | None]] = []
         self._state_addresses = Addresses([])
+        self._online: list[Bound] = []
         self._buffers: list[Tensor] = []
         self._buffer_addresses = Addresses([])
         self._rows = 0
@@ -139,6 +142,10 @@ class Stepper:
         if ids.dtype != torch.int64 or not ids.is_contiguous():
             ids = ids.to(torch.int64).contiguous()
         states, buffers = self._bound(state), self._memory(len(ids))
+        if self._online:
+            for start in state.lengths.tolist():
+                if start % BLOCK == 0:
+                    self._begin_block(start)
         logits = torch.empty(len(ids), self.model.config.vocab_size, dtype=self._program.dtype)
         first = 0
         for last, left, layer in self._cuts:
@@ -182,20 +189,34 @@ class Stepper:
 
     def _bound(self, state: ModelState) -> int:
         """Where the addresses of the state's tensors are, each first laid out as the program reads it."""
-        tensors = [getattr(place.owner(state), place.name) for place in self._places]
-        if len(tensors) == len(self._seen) and all(seen() is tensor for seen, tensor in zip(self._seen, tensors)):
+        there = [getattr(place.owner(state), place.name) for place in self._places]
+        if len(there) == len(self._seen) and all(seen() is value for seen, value in zip(self._seen, there)):
             return self._state_addresses.address
-        values: list[Tensor | int] = []
-        for place, tensor in zip(self._places, tensors):
-            fitting = _fitting(tensor, place.name, self._program.dtype)
-            if fitting is not tensor:
-                setattr(place.owner(state), place.name, fitting)
-            values.append(fitting)
-            if place.name == "lengths" and place.layer is not None:  # the program wants the room of attention too
-                values.append(place.owner(state).keys.shape[1])
+        self._online = []
+        self._state_addresses = Addresses([value for place in self._places for value in self._values(place, state)])
         self._seen = [weakref.ref(getattr(place.owner(state), place.name)) for place in self._places]
-        self._state_addresses = Addresses(values)
         return self._state_addresses.address
+
+    def _values(self, place: _Place, state: ModelState) -> list[Tensor | int]:
+        """What the program wants of a place, which is first laid out as it reads it."""
+        owner = place.owner(state)
+        if isinstance(owner, OnlineState) and place.name == "buffers":
+            assert place.layer is not None
+            mixer = self.model.blocks[place.layer].mixer
+            assert isinstance(mixer, HyenaMixer)
+            with torch.no_grad():
+                self._online.append(bound(mixer.filter.online(owner), owner.writable(), mixer.skip))
+            return [self._online[-1].address]
+        value = getattr(owner, place.name)
+        fitting = _fitting(value, place.name, self._program.dtype)
+        if fitting is not value:
+            setattr(owner, place.name, fitting)
+        room = isinstance(owner, AttentionState) and place.name == "lengths"
+        return [fitting, owner.keys.shape[1]] if room else [fitting]
+
+    def _begin_block(self, start: int) -> None:
+        for held in self._online:
+            held.begin_block(start)
 
     def _memory(self, rows: int) -> list[Tensor]:
         if rows != self._rows:
@@ -289,8 +310,8 @@ class Stepper:
             program.long_fir(taps.repeat_interleave(filter_.channels // len(taps), 0), skip)
             self._places.append(_Place(layer, "long", "tail"))
         else:
-            self._cuts.append((len(program), functools.partial(_convolve, filter_, skip), layer))
-            program.gate(program.reserve(mixer.output.in_features, Buffer.MIXED))
+            program.online(mixer.output.in_features)
+            self._places += [_Place(layer, "long", name) for name in ("buffers", "lengths")]
 
     def _attention(self, layer: int, mixer: AttentionMixer) -> None:
         rope, size = mixer.rope, mixer.head_size
@@ -302,11 +323,6 @@ class Stepper:
 
 def _mix(mixer: Mixer, state: State, buffers: list[Tensor]) -> None:
     buffers[Buffer.MIXED].copy_(mixer.extend(buffers[Buffer.NORMED][:, None], state)[:, 0])
-
-
-def _convolve(filter_: Filter, skip: Tensor | None, state: State, buffers: list[Tensor]) -> None:
-    assert isinstance(state, HyenaState)
-    buffers[Buffer.MIXED].copy_(filter_.extend(buffers[Buffer.INPUT][:, None], skip, state.long, None)[:, 0])
 
 
 def _frequencies(rope: Rope | None, head_size: int) -> Tensor | None:

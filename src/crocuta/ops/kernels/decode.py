@@ -35,7 +35,7 @@ LONGEST_SUM = 1 << 16
 LARGEST_HEAD = 1024
 """Size of a head that can be rotated: kMaxHead of cpp/decode_mixers.h."""
 
-_FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2}
+_FORMATS = {"float32": 3, "bfloat16": 1, "int8": 2}
 _ACTIVATIONS = {"identity": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
 _SIGNATURE = "piippppii"
 _SHARED = 1 << 16
@@ -80,7 +80,7 @@ class _Operation(enum.IntEnum):
     SHORT_FILTER = 3
     MODAL = 4
     LONG_FIR = 5
-    GATE = 6
+    ONLINE = 6
     RESIDUAL = 7
     ATTENTION = 8
     COUNT = 9
@@ -232,10 +232,15 @@ class Program:
         self._append(_Operation.LONG_FIR, self._own(taps.flip(1).t()), self._own(skip), taps.shape[1], len(taps), slot)
         return slot
 
-    def gate(self, channels: int) -> None:
-        """MIXED *= GATE."""
+    def online(self, channels: int) -> int:
+        """MIXED = GATE · (online convolution of INPUT); lengths grow by one.
+
+        Returns the first of two slots: what is ``bound`` (crocuta.ops.kernels.online_conv), and lengths [b].
+        """
+        slot = self.slot(2)
         self._width(channels, Buffer.MIXED)
-        self._append(_Operation.GATE, channels)
+        self._append(_Operation.ONLINE, channels, slot)
+        return slot
 
     def residual(self, channels: int) -> None:
         """STREAM += MIXED."""

@@ -15,6 +15,7 @@
 
 #include "decode_math.h"
 #include "decode_team.h"
+#include "fft_filter.h"
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -25,12 +26,13 @@ constexpr int64_t kBlockRows = 32, kStreams = 4;
 constexpr int64_t kAhead = 2048;  // bytes that a stream is fetched ahead
 
 // The numbers are those of crocuta.ops.kernels.decode.
-enum Format : int64_t { kPlain, kBfloat16, kInt8 };
+enum Format : int64_t { kInPlace, kBfloat16, kInt8, kPacked };
 enum Finish : int64_t { kStore, kAdd, kActivate, kGated };
 
 struct Matrix {
   int64_t format;
   const void* weights;
+  const void* other;       // in place: what a gate multiplies
   const float* scales;     // int8: [blocks * 32]
   const int32_t* offsets;  // int8: 128 times the sum of an output's weights, [blocks * 32]
   int64_t outputs, inputs;
@@ -103,6 +105,59 @@ struct FloatProduct {
             T* out = to + (r * S + s) * kBlockRows + n * kLanes<T>;
             store(out, from ? load(out) + sum[r][s][n] : sum[r][s][n]);
           }
+    }
+  }
+};
+
+// --- weights where they are ---------------------------------------------------------------------------------------
+
+// The sum of each vector's lanes: lane i has that of v[i].
+template <typename T>
+CROCUTA_INLINE Vec<T> sums_of(Vec<T>* v) {
+  transpose<T>(v);
+  for (int64_t half = kLanes<T> / 2; half; half /= 2)
+    for (int64_t n = 0; n < half; ++n) v[n] = v[n] + v[n + half];
+  return v[0];
+}
+
+template <typename T>
+struct InPlaceProduct {
+  static constexpr int64_t vectors = 2;  // as many rows at once as leave room for a few outputs each
+  const T *weights, *other;              // rows of k; of a gated product blocks of both in turn
+  int64_t outputs, k;
+  const T* x;
+
+  template <int B, int S>
+  void dot(int64_t block, int64_t row, T* to) const {
+    constexpr int R = static_cast<int>(kLanes<T>) / B > 0 ? static_cast<int>(kLanes<T>) / B : 1;
+    for (int s = 0; s < S; ++s)
+      for (int64_t o = 0; o < kBlockRows; o += R) few<B, R>(block + s, o, row, to + s * kBlockRows + o, S * kBlockRows);
+  }
+
+ private:
+  // Outputs [o, o + R) of a block for B rows: a vector of sums each, which are added up at the end.
+  template <int B, int R>
+  CROCUTA_INLINE void few(int64_t block, int64_t o, int64_t row, T* to, int64_t apart) const {
+    constexpr int64_t L = kLanes<T>;
+    const T* matrix = other && block % 2 ? other : weights;
+    const int64_t first = (other ? block / 2 : block) * kBlockRows + o;
+    const T *w[R], *in[B];
+    for (int n = 0; n < R; ++n) w[n] = matrix + std::min(first + n, outputs - 1) * k;
+    for (int r = 0; r < B; ++r) in[r] = x + (row + r) * k;
+    Vec<T> sum[R * B + L] = {};
+    int64_t i = 0;
+    for (; i + L <= k; i += L)
+      for (int n = 0; n < R; ++n) {
+        const Vec<T> v = load(w[n] + i);
+        __builtin_prefetch(w[n] + R * k + i, 0, 2);
+        for (int r = 0; r < B; ++r) sum[n * B + r] = sum[n * B + r] + v * load(in[r] + i);
+      }
+    if (i < k)
+      for (int n = 0; n < R; ++n)
+        for (int r = 0; r < B; ++r) sum[n * B + r] = sum[n * B + r] + load(w[n] + i, k - i) * load(in[r] + i, k - i);
+    for (int at = 0; at < R * B; at += L) {
+      const Vec<T> total = sums_of<T>(sum + at);
+      for (int lane = 0; lane < L && at + lane < R * B; ++lane) to[(at + lane) % B * apart + (at + lane) / B] = total[lane];
     }
   }
 };
@@ -365,6 +420,9 @@ void linear(Team& team, const Matrix& matrix, const T* x, int64_t rows, const En
       return multiply<T>(team, WidenedProduct{{matrix, scratch, scales}}, matrix, rows, ending);
     }
   }
+  if (matrix.format == kInPlace)
+    return multiply<T>(team, InPlaceProduct<T>{static_cast<const T*>(matrix.weights), static_cast<const T*>(matrix.other),
+                       matrix.other ? matrix.outputs / 2 : matrix.outputs, matrix.inputs, x}, matrix, rows, ending);
   multiply<T>(team, FloatProduct<T, PlainRows<T>>{static_cast<const T*>(matrix.weights), x, matrix.inputs}, matrix, rows,
               ending);
 }
