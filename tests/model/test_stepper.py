@@ -219,7 +219,7 @@ def test_narrow_weights_cost_what_they_may():
     assert 1e-3 < errors[0] < 1e-2  # 8 bits of a mantissa are 4e-3, and roundings that average out
     assert 5e-3 < errors[1] < 6e-2
     sizes = [Stepper(model, w).nbytes for w in ("float32", "bfloat16", "int8")]
-    assert sizes[0] > 1.6 * sizes[1] > 2.5 * sizes[2]
+    assert sizes[1] > 1.5 * sizes[2] > 3 * sizes[0]  # in float32 it reads the model's own
 
 
 def test_log_probs_are_those_of_the_logits():

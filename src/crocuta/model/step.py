@@ -1,9 +1,9 @@
 """Decoding by one native call a token: the whole model as one program, on the state that ``extend`` uses.
 
-``Stepper(model).step(ids, state)`` is ``model.extend(ids[:, None], state)[:, 0]``, but for rounding. Weights are packed
-once, in float32, bfloat16 or 8 bits, beside the model's own; they are packed anew when a parameter changes. What has no
-native form (a mixer of another kind than Hyena's and attention) is left to its own ``extend``: the program is cut
-there. States may be read by ``extend``, saved, joined and selected between steps as ever.
+``Stepper(model).step(ids, state)`` is ``model.extend(ids[:, None], state)[:, 0]``, but for rounding. Weights are read
+where the model has them, or packed in bfloat16 or 8 bits beside them; the program is written anew when a parameter
+changes. What has no native form (a mixer of another kind than Hyena's and attention) is left to its own ``extend``: the
+program is cut there. States may be read by ``extend``, saved, joined and selected between steps as ever.
 """
 
 from __future__ import annotations
@@ -73,6 +73,29 @@ def rejects(config: ModelConfig, weights: Weights = "float32") -> str | None:
     return None
 
 
+def rejects_model(model: Model, weights: Weights = "float32") -> str | None:
+    """The same for this very model: what it is made of, and where."""
+    reason = rejects(model.config, weights)
+    if reason is not None:
+        return reason
+    if any(p.device.type != "cpu" for p in model.parameters()):
+        return "the model is not on the CPU"
+    if any(p.is_inference() for p in model.parameters()):
+        return "parameters made in torch.inference_mode do not count their changes"
+    for name, module in model.named_modules():
+        if not type(module).__module__.startswith(("crocuta.", "torch.nn.modules.")):
+            return f"{name} was replaced: {type(module).__name__}"
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"{name} has forward hooks, which would not be called"
+    dtype = model.norm.scale.dtype
+    if dtype not in (torch.float32, torch.float64):
+        return f"the model is {dtype}: load it in float32, and ask for narrow weights here"
+    if dtype == torch.float64 and weights != "float32":
+        return f"{weights} weights of a float64 model"
+    adapted = lora_layers(model)
+    return f"{next(iter(adapted))} has an adapter, which must be merged first" if adapted else None
+
+
 def _widest_sum(config: ModelConfig) -> int:
     return max([config.hidden_size, *(b.mlp.intermediate_size for b in config.blocks if b.mlp is not None)])
 
@@ -100,14 +123,14 @@ _Left = Callable[[State, list[Tensor]], None]
 class Stepper:
     """Decodes ``model``, one token of each row a call; see the module.
 
-    ``weights``: "float32" (as the model has them, also float64), "bfloat16" or "int8", which halve and quarter what is
-    read for a token, and cost accuracy in the products alone: norms, filters, states and attention are as ever. Dropout
-    is not applied. One ``Stepper`` serves one thread at a time. Raises KernelUnavailableError, with the reason, for a
-    model that it cannot decode.
+    ``weights``: "float32" (the model's own, also float64), "bfloat16" or "int8", packed copies which halve and quarter
+    what is read for a token, and cost accuracy in the products alone: norms, filters, states and attention are as ever.
+    Dropout is not applied. One ``Stepper`` serves one thread at a time. Raises KernelUnavailableError, with the reason,
+    for a model that it cannot decode.
     """
 
     def __init__(self, model: Model, weights: Weights = "float32") -> None:
-        reason = rejects(model.config, weights) or _unfit(model, weights)
+        reason = rejects_model(model, weights)
         if reason is not None:
             raise KernelUnavailableError("this model cannot be decoded natively", given=reason, fix="use model.extend")
         self.model = model
@@ -329,21 +352,6 @@ def _frequencies(rope: Rope | None, head_size: int) -> Tensor | None:
     if rope is None:
         return None
     return inverse_frequencies(head_size, rope.config.base) if rope.inverse is None else rope.inverse
-
-
-def _unfit(model: Model, weights: Weights) -> str | None:
-    """Why this very model cannot be packed, whatever its configuration."""
-    if any(p.device.type != "cpu" for p in model.parameters()):
-        return "the model is not on the CPU"
-    if any(p.is_inference() for p in model.parameters()):
-        return "parameters made in torch.inference_mode do not count their changes"
-    dtype = model.norm.scale.dtype
-    if dtype not in (torch.float32, torch.float64):
-        return f"the model is {dtype}: load it in float32, and ask for narrow weights here"
-    if dtype == torch.float64 and weights != "float32":
-        return f"{weights} weights of a float64 model"
-    adapted = lora_layers(model)
-    return f"{next(iter(adapted))} has an adapter, which must be merged first" if adapted else None
 
 
 _version = operator.attrgetter("_version")

@@ -93,7 +93,7 @@ class ExplicitFilter(Filter):
         y = fir(u, self.taps(self.config.taps), None, tail)
         return y if skip is None else y + skip.to(u.dtype) * u
 
-    def online(self, state: OnlineState) -> OnlineFilter:  # noqa: ARG002
+    def online(self, state: OnlineState) -> OnlineFilter:
         return self._memo.get(
             "online", self._weights(), lambda: OnlineFilter(self.taps(self.config.taps), self.channels)
         )

@@ -81,7 +81,8 @@ void tile(const Taps<T>& filter, const Buffers<T>& to, int64_t at, const Run& ru
 
 // One token of one row: u and y [d].
 template <typename T, typename Run>
-void online_step(const Taps<T>& filter, const Buffers<T>& to, int64_t at, const T* u, const T* skip, T* y, const Run& run) {
+void online_step(const Taps<T>& filter, const Buffers<T>& to, int64_t at, const T* u, const T* skip, T* y,
+                 const Run& run) {
   const int64_t d = filter.d, place = at % kBlock;
   T* block = to.wide + (at % filter.period - place) * to.step;
   if (place == 0) {
