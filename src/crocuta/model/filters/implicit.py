@@ -31,7 +31,8 @@ from crocuta.ops.dispatch import Case, choose
 from crocuta.ops.fft_conv import fft_convolution, filter_spectrum
 from crocuta.ops.kernels.fft_conv import filter_spectrum as compiled_spectrum
 from crocuta.ops.kernels.hyena_fft import hyena_fft
-from crocuta.ops.online_conv import OnlineTaps, buffer_length
+from crocuta.ops.kernels.online_conv import OnlineFilter
+from crocuta.ops.online_conv import buffer_length
 from crocuta.ops.window import decay_window, plain_decay_window
 from crocuta.types import Hidden
 
@@ -194,14 +195,17 @@ class ImplicitFilter(Filter):
 
     def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
         assert isinstance(state, OnlineState)
-        longest = min(state.long.shape[2], self.config.max_length)
-        return extend_online(u, skip, lambda: self._online_taps(longest), state, lengths, longest)
+        return extend_online(self, u, skip, state, lengths, self._longest(state))
 
-    def _online_taps(self, longest: int) -> OnlineTaps:
+    def _longest(self, state: OnlineState) -> int:
+        return min(state.long.shape[2], self.config.max_length)
+
+    def online(self, state: OnlineState) -> OnlineFilter:
+        longest = self._longest(state)
         # never fewer taps than before: states of different lengths, used in turn, must not make each other's anew
         self._reach = max(self._reach, min(1 << (longest - 1).bit_length(), self.config.max_length))
         return self._memo.get(
-            "online", self._weights(), lambda: OnlineTaps(self.taps(self._reach), self.channels), self._reach
+            "online", self._weights(), lambda: OnlineFilter(self.taps(self._reach), self.channels), self._reach
         )
 
 

@@ -46,22 +46,24 @@ class Library:
         key = name, dtype, self.isa
         found = self._found.get(key)
         if found is None:
-            found = self._found[key] = self._bind(name, dtype, signature)
+            symbol = self.symbol(name, dtype, signature)
+
+            def found(*arguments: Tensor | int | float | None) -> None:
+                symbol(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
+
+            self._found[key] = found
         return found
 
     def huge_pages(self, tensor: Tensor) -> None:
         """Ask for huge pages below a tensor that was not written yet."""
         self._huge_pages(tensor.data_ptr(), tensor.nbytes)
 
-    def _bind(self, name: str, dtype: torch.dtype, signature: str) -> Callable[..., None]:
+    def symbol(self, name: str, dtype: torch.dtype, signature: str) -> Callable[..., None]:
+        """The same for addresses instead of tensors, where a microsecond counts."""
         symbol = self._functions[f"crocuta_{name}_{_DTYPES[dtype]}_{self.isa}"]
         symbol.restype = None
         symbol.argtypes = [_ARGUMENTS[letter] for letter in signature]
-
-        def call(*arguments: Tensor | int | float | None) -> None:
-            symbol(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
-
-        return call
+        return symbol
 
 
 _switched_off = False
