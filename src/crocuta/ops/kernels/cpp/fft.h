@@ -13,46 +13,16 @@
 // Every product of complex numbers is part of a butterfly a +- w b, done as b' = (1 + i tan) b, a +- cos b': six fused
 // multiply-adds. Angles where cos would be 0 are moved by far less than a rounding error (turning_angle).
 //
-// A point is a vector of real parts and a vector of imaginary parts: 2 kLanes<T> numbers. The eighths of a transform
-// begin one point more apart than they are long (spacing), or they would compete for the same places of the caches.
+// A point is a vector of real parts and a vector of imaginary parts: 2 kLanes<T> numbers.
 #pragma once
 
 #include <atomic>
 #include <cmath>
-#include <new>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include "scratch.h"
 #include "simd.h"
 
 namespace {
-
-// Memory for whole vectors, not set to anything. Much of it is asked for in large pages, as it is gone through with
-// strides.
-template <typename T>
-class Scratch {
- public:
-  explicit Scratch(int64_t size) {
-    constexpr size_t kPage = size_t{1} << 21;
-    const size_t bytes = static_cast<size_t>(size) * sizeof(T);
-    align_ = std::align_val_t(bytes < kPage ? 64 : kPage);
-    memory_ = static_cast<T*>(::operator new(bytes, align_));
-#ifdef MADV_HUGEPAGE
-    if (bytes >= kPage) madvise(memory_, bytes / kPage * kPage, MADV_HUGEPAGE);  // a wish: its refusal changes nothing
-#endif
-  }
-  ~Scratch() { ::operator delete(memory_, align_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  T* get() const { return memory_; }
-  T* operator+(int64_t offset) const { return memory_ + offset; }
-
- private:
-  T* memory_;
-  std::align_val_t align_;
-};
 
 template <typename T>
 constexpr int64_t kPoint = 2 * kLanes<T>;
@@ -343,9 +313,23 @@ void combine_block(const Plan<T>& plan, int pass, T* points) {
 }
 
 // --- transforms -------------------------------------------------------------------------------------------------
+//
+// The first pass, or for large transforms the first two in one, reads and writes far memory and leaves parts; what is
+// done to a part after that needs no other, so that spectra are made, multiplied and turned back part by part, while
+// they are near (split_part, combine_part). The last passes put the parts together again.
+
+constexpr int64_t parts_of(int64_t size) { return size < 4096 ? 8 : 64; }
+
+// Points from one eighth of a transform to the next, from its beginning to a part, and of all with what lies between
+// eighths and behind: powers of two apart, they would compete for the same places of the caches.
+constexpr int64_t spacing(int64_t size) { return size / 8 + 1; }
+constexpr int64_t place_of(int64_t size, int64_t part) {
+  return part * (size / parts_of(size)) + part * 8 / parts_of(size);
+}
+constexpr int64_t spaced(int64_t size) { return size + 9; }
 
 template <typename T>
-CROCUTA_INLINE void get_eighths(const T* points, int64_t apart, Vec<T>* re, Vec<T>* im) {
+CROCUTA_INLINE void get(const T* points, int64_t apart, Vec<T>* re, Vec<T>* im) {
 #pragma GCC unroll 8
   for (int j = 0; j < 8; ++j) {
     re[j] = load(points + j * apart);
@@ -353,55 +337,117 @@ CROCUTA_INLINE void get_eighths(const T* points, int64_t apart, Vec<T>* re, Vec<
   }
 }
 
-template <typename T>
-CROCUTA_INLINE void put_eighths(T* points, int64_t apart, const Vec<T>* re, const Vec<T>* im) {
+template <typename T, bool Far = false>
+CROCUTA_INLINE void put(T* points, int64_t apart, const Vec<T>* re, const Vec<T>* im) {
 #pragma GCC unroll 8
-  for (int j = 0; j < 8; ++j) {
-    store(points + j * apart, re[j]);
-    store(points + j * apart + kLanes<T>, im[j]);
+  for (int j = 0; j < 8; ++j)
+    if (Far) {
+      store_far(points + j * apart, re[j]);
+      store_far(points + j * apart + kLanes<T>, im[j]);
+    } else {
+      store(points + j * apart, re[j]);
+      store(points + j * apart + kLanes<T>, im[j]);
+    }
+}
+
+constexpr int64_t kStrip = 4;  // points of each of 64 parts that are brought near at a time, where two passes are one
+
+// The first passes for points [from, from + count) of every part; source(j, n, re, im) sets point n of part j, and im
+// only if not Real. `far`: large transforms are written past the caches.
+template <typename T, bool Real, typename Source>
+CROCUTA_INLINE void split_first(const Plan<T>& plan, T* points, int64_t from, int64_t count, bool far,
+                                Source&& source) {
+  const int64_t apart = place_of(plan.size, 1) * kPoint<T>;
+  const T* nodes = plan.nodes.get();
+  const auto first = [&](int64_t j, int64_t step, int64_t n, T* to, int64_t to_step) {
+    Vec<T> re[8], im[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) source(j + i * step, n, re[i], im[i]);
+    split<T, 3, Real>(re, im, 1, nodes);
+    put(to, to_step, re, im);
+  };
+  if (parts_of(plan.size) == 8) {
+    for (int64_t n = from; n < from + count; ++n) first(0, 1, n, points + n * kPoint<T>, apart);
+    return;
+  }
+  constexpr int64_t kApart = kStrip * kPoint<T>, kEighth = 8 * kApart + kPoint<T>;
+  alignas(64) T strip[8 * kEighth];
+  for (int64_t begin = from; begin < from + count; begin += kStrip) {
+    for (int64_t j = 0; j < 8; ++j)
+      for (int64_t n = 0; n < kStrip; ++n)
+        first(j, 8, begin + n, strip + j * kApart + n * kPoint<T>, kEighth);
+    for (int64_t j = 0; j < 8; ++j)
+      for (int64_t n = 0; n < kStrip; ++n) {
+        Vec<T> re[8], im[8];
+        get(strip + j * kEighth + n * kPoint<T>, kApart, re, im);
+        split<T, 3, false>(re, im, 8 + j, nodes);
+        T* to = points + place_of(plan.size, j * 8) * kPoint<T> + (begin + n) * kPoint<T>;
+        if (far) put<T, true>(to, apart, re, im);
+        else put(to, apart, re, im);
+      }
   }
 }
 
-// Points from one eighth of a transform to the next, and of all with what lies between them and behind.
-constexpr int64_t spacing(int64_t size) { return size / 8 + 1; }
-constexpr int64_t spaced(int64_t size) { return size + 9; }
-
-// All but the first pass.
+// All other passes of one part.
 template <typename T>
-void split_eighths(const Plan<T>& plan, T* points) {
-  for (int64_t j = 0; j < 8; ++j) split_block(plan, 1, points + j * spacing(plan.size) * kPoint<T>, 8 + j);
+CROCUTA_INLINE void split_part(const Plan<T>& plan, T* points, int64_t part) {
+  const int64_t parts = parts_of(plan.size);
+  split_block(plan, parts == 8 ? 1 : 2, points + place_of(plan.size, part) * kPoint<T>, parts + part);
+}
+
+template <typename T>
+CROCUTA_INLINE void combine_part(const Plan<T>& plan, T* points, int64_t part) {
+  combine_block(plan, parts_of(plan.size) == 8 ? 1 : 2, points + place_of(plan.size, part) * kPoint<T>);
+}
+
+// The last passes: real parts go to sink(t, vector), each t once, which may write to the points of its t.
+template <typename T, typename Sink>
+CROCUTA_INLINE void combine_last(const Plan<T>& plan, const T* points, Sink&& sink) {
+  const int64_t eighth = plan.size / 8, part = plan.size / parts_of(plan.size);
+  const int64_t apart = place_of(plan.size, 1) * kPoint<T>;
+  const auto last = [&](const T* from, int64_t step, int64_t n) {
+    Vec<T> re[8], im[8];
+    get(from, step, re, im);
+    combine<T, 3, false>(re, im, plan.inverse[0] + n * 8);
+    const T* w = plan.weights.get() + n * 16;
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) sink(n + j * eighth, w[2 * j] * re[j] + w[2 * j + 1] * im[j]);
+  };
+  if (parts_of(plan.size) == 8) {
+    for (int64_t n = 0; n < part; ++n) last(points + n * kPoint<T>, apart, n);
+    return;
+  }
+  constexpr int64_t kApart = kStrip * kPoint<T>, kEighth = 8 * kApart + kPoint<T>;
+  alignas(64) T strip[8 * kEighth];
+  for (int64_t begin = 0; begin < part; begin += kStrip) {
+    for (int64_t j = 0; j < 8; ++j)
+      for (int64_t n = 0; n < kStrip; ++n) {
+        Vec<T> re[8], im[8];
+        get(points + place_of(plan.size, j * 8) * kPoint<T> + (begin + n) * kPoint<T>, apart, re, im);
+        combine<T, 3, false>(re, im, plan.inverse[1] + (begin + n) * 8);
+        put(strip + j * kEighth + n * kPoint<T>, kApart, re, im);
+      }
+    for (int64_t j = 0; j < 8; ++j)
+      for (int64_t n = 0; n < kStrip; ++n)
+        last(strip + j * kApart + n * kPoint<T>, kEighth, j * part + begin + n);
+  }
 }
 
 // The spectrum of real numbers: source(t) is a vector, 0 <= t < plan.size.
 template <typename T, typename Source>
 void transform_real(const Plan<T>& plan, T* points, Source&& source) {
-  const int64_t part = plan.size / 8;
-  const T* nodes = plan.nodes.get();
-  for (int64_t n = 0; n < part; ++n) {
-    Vec<T> re[8], im[8];
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) re[j] = source(n + j * part);
-    split<T, 3, true>(re, im, 1, nodes);
-    put_eighths(points + n * kPoint<T>, spacing(plan.size) * kPoint<T>, re, im);
-  }
-  split_eighths(plan, points);
+  const int64_t parts = parts_of(plan.size), part = plan.size / parts;
+  split_first<T, true>(plan, points, 0, part, false, [&](int64_t j, int64_t n, Vec<T>& re, Vec<T>&) {
+    re = source(j * part + n);
+  });
+  for (int64_t j = 0; j < parts; ++j) split_part(plan, points, j);
 }
 
-// The real parts of what has a spectrum: sink(t, vector), each t once; after every 64 of them rest() is called, so that
-// sums can be put away. The points are overwritten; sink may write to those of its t.
-template <typename T, typename Sink, typename Rest>
-void inverse_real(const Plan<T>& plan, T* points, Sink&& sink, Rest&& rest) {
-  const int64_t part = plan.size / 8, apart = spacing(plan.size) * kPoint<T>;
-  for (int64_t j = 0; j < 8; ++j) combine_block(plan, 1, points + j * apart);
-  for (int64_t n = 0; n < part; ++n) {
-    Vec<T> re[8], im[8];
-    get_eighths(points + n * kPoint<T>, apart, re, im);
-    combine<T, 3, false>(re, im, plan.inverse[0] + n * 8);
-    const T* w = plan.weights.get() + n * 16;
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) sink(n + j * part, w[2 * j] * re[j] + w[2 * j + 1] * im[j]);
-    if (n % 8 == 7) rest();
-  }
+// The real parts of what has a spectrum: sink(t, vector), each t once, which may write to the points of its t.
+template <typename T, typename Sink>
+void inverse_real(const Plan<T>& plan, T* points, Sink&& sink) {
+  for (int64_t j = 0; j < parts_of(plan.size); ++j) combine_part(plan, points, j);
+  combine_last(plan, points, sink);
 }
 
 }  // namespace
