@@ -20,6 +20,8 @@ from torch import Tensor
 _HERE = Path(__file__).resolve().parent
 _ARGUMENTS: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64}
 _DTYPES = {torch.float32: "f32", torch.float64: "f64"}
+_LARGE = 1 << 22
+"""Bytes of a tensor that is worth a call: it holds a huge page at least, wherever it begins."""
 
 INSTRUCTION_SETS = ("base", "avx2", "avx512")
 """From the least to the best; a machine that has one has those before it."""
@@ -31,6 +33,8 @@ class Library:
     def __init__(self, path: Path) -> None:
         self._functions = ctypes.CDLL(str(path))
         self.isa = _text(self._functions.crocuta_best_isa)
+        self._huge_pages = self._functions.crocuta_huge_pages
+        self._huge_pages.restype, self._huge_pages.argtypes = None, [ctypes.c_void_p, ctypes.c_int64]
         self._found: dict[tuple[str, torch.dtype, str], Callable[..., None]] = {}
 
     def function(self, name: str, dtype: torch.dtype, signature: str) -> Callable[..., None]:
@@ -44,6 +48,10 @@ class Library:
         if found is None:
             found = self._found[key] = self._bind(name, dtype, signature)
         return found
+
+    def huge_pages(self, tensor: Tensor) -> None:
+        """Ask for huge pages below a tensor that was not written yet."""
+        self._huge_pages(tensor.data_ptr(), tensor.nbytes)
 
     def _bind(self, name: str, dtype: torch.dtype, signature: str) -> Callable[..., None]:
         symbol = self._functions[f"crocuta_{name}_{_DTYPES[dtype]}_{self.isa}"]
@@ -88,6 +96,14 @@ def function(name: str, dtype: torch.dtype, signature: str) -> Callable[..., Non
     opened = library()
     assert opened is not None, "the dispatcher asks for compiled kernels only where there are some"
     return opened.function(name, dtype, signature)
+
+
+def huge_pages(*tensors: Tensor | None) -> None:
+    """Before a kernel writes new tensors: ask for huge pages below the large ones, whose page faults cost more than
+    most kernels do (8 MB: 3.2 ms with small pages, 0.9 ms with huge ones)."""
+    for tensor in tensors:
+        if tensor is not None and tensor.nbytes >= _LARGE and (opened := library()) is not None:
+            opened.huge_pages(tensor)
 
 
 def runs_here(u: Tensor) -> bool:
