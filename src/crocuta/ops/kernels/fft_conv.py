@@ -6,6 +6,7 @@ the inputs alone and transforms again. A ``FilterSpectrum`` keeps what does not 
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -63,6 +64,7 @@ def filter_spectrum(taps: Float[Tensor, "g k"], length: int) -> FilterSpectrum:
     return FilterSpectrum(_spectrum(taps, length, block_size(length, taps.shape[1])), length)
 
 
+@functools.cache
 def block_size(length: int, taps: int) -> int:
     """The size of blocks that costs least: of transforms of inputs, taps and outputs, and of products of blocks."""
 

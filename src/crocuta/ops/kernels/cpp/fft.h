@@ -423,7 +423,13 @@ CROCUTA_INLINE void combine_last(const Plan<T>& plan, const T* points, Sink&& si
     for (int64_t j = 0; j < 8; ++j)
       for (int64_t n = 0; n < kStrip; ++n) {
         Vec<T> re[8], im[8];
-        get(points + place_of(plan.size, j * 8) * kPoint<T> + (begin + n) * kPoint<T>, apart, re, im);
+        const T* from = points + place_of(plan.size, j * 8) * kPoint<T> + (begin + n) * kPoint<T>;
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) {
+          __builtin_prefetch(from + i * apart + kStrip * kPoint<T>, 0, 2);
+          __builtin_prefetch(from + i * apart + kStrip * kPoint<T> + kLanes<T>, 0, 2);
+        }
+        get(from, apart, re, im);
         combine<T, 3, false>(re, im, plan.inverse[1] + (begin + n) * 8);
         put(strip + j * kEighth + n * kPoint<T>, kApart, re, im);
       }

@@ -25,8 +25,6 @@
 
 namespace {
 
-constexpr int64_t kAhead = 16;  // rows that are fetched ahead: of other channels there is much between two of them
-
 // --- spectra of blocks ------------------------------------------------------------------------------------------
 
 struct Sizes {
@@ -36,22 +34,25 @@ struct Sizes {
   int64_t blocks() const { return (l + block - 1) / block; }
 };
 
-// The first passes of the spectrum of block m of values (times a gate).
+// The first passes of the spectrum of block m of values (times a gate). Rows are fetched ahead, as of other channels there
+// is much between two of them: those of the next block if they are few.
 template <typename T>
 void input_first(const Plan<T>& plan, const Column<T>& values, const Column<T>& gate, int64_t length, int64_t m,
                  T* points, bool far) {
   const int64_t part = plan.size / parts_of(plan.size), first = m * plan.size, count = length - first;
+  const int64_t ahead = plan.size <= 1024 ? plan.size : 16;
   const auto each = [&](auto&& value) {
     split_first<T, true>(plan, points, 0, part, far, [&](int64_t j, int64_t n, Vec<T>& re, Vec<T>&) {
       const int64_t t = j * part + n;
       re = t < count ? value(first + t) : Vec<T>{};
     });
   };
-  if (gate) each([&](int64_t t) { return values[t] * gate[t]; });
-  else each([&](int64_t t) {
-    __builtin_prefetch(values.at + (t + kAhead) * values.step, 0, 2);
-    return values[t];
-  });
+  const auto fetched = [&](const Column<T>& column, int64_t t) {
+    __builtin_prefetch(column.at + (t + ahead) * column.step, 0, 2);
+    return column[t];
+  };
+  if (gate) each([&](int64_t t) { return fetched(values, t) * fetched(gate, t); });
+  else each([&](int64_t t) { return fetched(values, t); });
 }
 
 // Where point t of a block is.
@@ -132,7 +133,7 @@ void combine_parts(const Plan<T>& plan, T* spectra, int64_t blocks, int64_t part
 // Whether a task needs so much memory that what it writes is gone from the caches before it is read. Measured.
 template <typename T>
 bool is_far(int64_t size) {
-  return size * static_cast<int64_t>(sizeof(T)) > (40 << 20);
+  return size * static_cast<int64_t>(sizeof(T)) > (20 << 20);
 }
 
 // How threads are used: for vectors of channels, or, where these are few, inside each.

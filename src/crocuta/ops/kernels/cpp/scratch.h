@@ -17,7 +17,7 @@
 namespace {
 
 constexpr size_t kLargePage = size_t{1} << 21;
-constexpr size_t kMostKept = size_t{1} << 28;  // bytes
+constexpr size_t kMostKept = size_t{1} << 27;  // bytes
 
 class Pages {
  public:
