@@ -9,8 +9,8 @@
 //
 // where the lower half of the product C_m belongs to block m and its upper half to block m + 1. So any length costs
 // what its own blocks cost, transforms stay near the processor, and both halves of a product are used. The adjoints are
-// convolutions of reversed sequences: with e = reversed g2 dy, dw is reversed (h * e + D e), and dh is reversed (w * e).
-// D is as good as a part of the first tap: its gradient is that of the tap. Nothing but the inputs is kept for them.
+// convolutions of reversed sequences: with e = reversed g2 dy, dw is reversed (h * e + D e) and dh reversed (w * e). D
+// is as good as a part of the first tap: its gradient is that of the tap. Nothing but the inputs is kept for them.
 //
 // A task is one vector of channels; where there are fewer of them than threads, blocks are shared out. No sum depends
 // on who does what.
@@ -18,7 +18,6 @@
 #include <algorithm>
 
 #include "columns.h"
-#include "fft.h"
 #include "fft_filter.h"
 #include "fft_products.h"
 #include "threads.h"
@@ -34,8 +33,8 @@ struct Sizes {
   int64_t blocks() const { return (l + block - 1) / block; }
 };
 
-// The first passes of the spectrum of block m of values (times a gate). Rows are fetched ahead, as of other channels there
-// is much between two of them: those of the next block if they are few.
+// The first passes of the spectrum of block m of values (times a gate). Rows are fetched ahead, those of the next block
+// if they are few: between two rows there is much of other channels.
 template <typename T>
 void input_first(const Plan<T>& plan, const Column<T>& values, const Column<T>& gate, int64_t length, int64_t m,
                  T* points, bool far) {
@@ -97,7 +96,7 @@ struct Filter {
   const T* skip;      // [d] or null
 };
 
-// What one vector of channels has of the filter: kept spectra, those of its groups, or room for what becomes of its taps.
+// What one vector of channels has of the filter: kept spectra, those of its groups, or room for those of its taps.
 template <typename T>
 struct FilterBlocks {
   FilterBlocks(const Plan<T>& plan, const Filter<T>& filter, const Sizes& s, int64_t channel, T* own)
@@ -259,7 +258,9 @@ void backward_row(const Adjoint<T>& a, int64_t row, const Tensor<const T>& dy, c
     split_parts(a.plan, a.e, a.blocks, part);
     split_parts(a.plan, a.w, a.blocks, part);
     each_frequency<T>(s.block, part, [&](int64_t f) {
-      const auto filter = [&](T* to) { convolve_blocks(to, a.blocks, a.h.at + f, a.h.count, a.h.skip, 0, false, to, a.step); };
+      const auto filter = [&](T* to) {
+        convolve_blocks(to, a.blocks, a.h.at + f, a.h.count, a.h.skip, 0, false, to, a.step);
+      };
       convolve_blocks(a.e + f, a.blocks, a.w + f, a.blocks, Vec<T>{}, a.first, row > 0, a.sums + f, a.step);
       filter(a.e + f);
       if (gate2) filter(a.w + f);

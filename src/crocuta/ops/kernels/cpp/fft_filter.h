@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "fft.h"
+#include "fft_parts.h"
 
 namespace {
 
@@ -110,7 +110,7 @@ void from_lanes(const T* vectors, int64_t step, int64_t lanes, int64_t count, T*
     for (int64_t i = 0; i < lanes; ++i) rows[i * row + t] = vectors[t * step + i];
 }
 
-// The first passes of the spectrum of h_j, or, if not Real, of h_j - i h_(j-1), where h_j are the taps [j N, (j + 1) N).
+// The first passes of the spectrum of h_j, the taps [j N, (j + 1) N), or, if not Real, of h_j - i h_(j-1).
 // Points are brought from rows into lanes just before the passes take them: where they fit a tile, or where what is
 // written goes past the caches, by way of a tile, else in the place where they are to be.
 template <typename T, bool Real>
@@ -118,7 +118,8 @@ void filter_first(const Plan<T>& plan, const Rows<T>& rows, int64_t j, T* points
   constexpr int64_t L = kLanes<T>, kTile = 1024;
   alignas(64) T tile[(Real ? 1 : 2) * kTile * L];
   const bool in_place = plan.size > kTile && !far;
-  const int64_t parts = parts_of(plan.size), part = plan.size / parts, run = in_place ? part : std::min(part, kTile / parts);
+  const int64_t parts = parts_of(plan.size), part = plan.size / parts;
+  const int64_t run = in_place ? part : std::min(part, kTile / parts);
   const int64_t step = in_place ? kPoint<T> : L;
   const auto place = [&](int64_t i) { return (in_place ? place_of(plan.size, i) : i * run) * step; };
   T *const real = in_place ? points : tile, *const imaginary = real + (in_place ? L : kTile * L);

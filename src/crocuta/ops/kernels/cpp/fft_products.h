@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "fft.h"
+#include "fft_parts.h"
 
 namespace {
 
