@@ -13,7 +13,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include "decode_math.h"
+#include "activation.h"
 #include "decode_team.h"
 #if defined(__SSE2__)
 #include <immintrin.h>
