@@ -28,6 +28,8 @@ OPS = {
     "modal_scan_backward": ("modal", "scan_backward"),
     "fir_gate": ("fir_gate", "fir_gate"),
     "fir_gate_backward": ("fir_gate", "fir_gate_backward"),
+    "hyena_modal": ("hyena", "hyena_modal"),
+    "hyena_modal_backward": ("hyena", "hyena_modal_backward"),
 }
 """Op to module and function of ``crocuta.ops.kernels.triton``."""
 

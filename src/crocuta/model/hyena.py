@@ -26,6 +26,7 @@ from crocuta.model.state import FIRState, HyenaState, State
 from crocuta.ops.blocks import compute_dtype
 from crocuta.ops.fir import next_tail
 from crocuta.ops.gate import fir_gate, fir_gate_stepwise
+from crocuta.ops.kernels.gpu import MOST_TAPS
 from crocuta.types import Hidden
 
 Convolve: TypeAlias = Callable[[Hidden, Tensor | None], Hidden]
@@ -79,9 +80,10 @@ class HyenaMixer(Mixer):
         return self._unproject(x2 * self._with_skip(convolve, u, self.skip), self.output)
 
     def _fuses(self, x: Hidden, *, continued: bool) -> bool:
-        """Whether one compiled operator does it all: where nothing between is to be rounded."""
+        """Whether one operator does it all: where nothing between is to be rounded, and on a GPU for few taps."""
         stepwise = self._rounds and (compute_dtype(x.dtype) != x.dtype or torch.is_autocast_enabled(x.device.type))
-        return not stepwise and self.filter.fuses(x.device, x.shape[1], continued=continued)
+        many = self.config.short_taps > MOST_TAPS and x.device.type != "cpu"
+        return not (stepwise or many) and self.filter.fuses(x.device, x.shape[1], continued=continued)
 
 
 def _skip_rule(config: FilterConfig, precision: Precision) -> Callable[[Convolve, Hidden, Tensor | None], Hidden]:
