@@ -54,8 +54,8 @@ def triton_kernels() -> Iterator[None]:
 
 
 def _mend_interpreter(patch: pytest.MonkeyPatch) -> None:
-    """What Triton 3.6's lacks: it gives ``range`` arrays of one number, which NumPy 2.4 no longer converts, and does not
-    know "bf16x3". What takes half of its time: patching the language once more whenever a kernel calls a function, and
+    """What Triton 3.6's lacks: it gives ``range`` arrays of one number, which NumPy 2.4 no longer converts, and has no
+    "bf16x3". What takes half of its time: patching the language once more whenever a kernel calls a function, and
     looking for overflow in every sum of integers.
     """
     from triton.runtime import interpreter
