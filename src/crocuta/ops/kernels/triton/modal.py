@@ -336,7 +336,7 @@ def _backward(
 
 @triton.jit
 def _from_last(last_re, last_im, powers, rest, modes, n, COMPLEX: tl.constexpr):
-    """What the gradient of the last state gives to the inputs of the chunk that is not full, and to the state before."""
+    """What the gradient of the last state gives to the inputs of the chunk that is not full and the state before it."""
     p_re, p_im = load_rows(powers, rest - 1 - tl.arange(0, CHUNK)[:, None], modes, n, COMPLEX)
     to_inputs = tl.sum(p_re * last_re + p_im * last_im, axis=1) if COMPLEX else tl.sum(p_re * last_re, axis=1)
     p_re, p_im = load_rows(powers, tl.zeros([1, 1], tl.int32) + rest, modes, n, COMPLEX)
