@@ -6,6 +6,7 @@ import pytest
 
 from crocuta.config import EncoderConfig, ModelConfig
 from crocuta.model import count
+from crocuta.ops.kernels import gpu
 from crocuta.ops.kernels.library import library, switched_off, why_not
 from crocuta.presets import PRESETS, encoder_preset, preset
 
@@ -45,7 +46,31 @@ def test_what_runs_with_compiled_kernels(run) -> None:
     kernels = [(k["op"], k["new_tokens"], k["kernel"]) for k in report["kernels"]]
     assert kernels == [("hyena_modal", 1, "fused"), ("hyena_modal", 10, "fused")]
     assert report["compiled"] == library().isa
-    assert run("inspect", "tiny-modal", "--kernels").out.endswith(f"Compiled kernels: {library().isa}.\n")
+    assert f"\nCompiled kernels: {library().isa}.\n" in run("inspect", "tiny-modal", "--kernels").out
+
+
+@pytest.mark.parametrize("missing", ["no CUDA device", "triton is not installed"])
+def test_why_triton_kernels_do_not_run(run, monkeypatch, missing) -> None:
+    monkeypatch.setattr(gpu, "_missing", lambda: missing)
+    assert json.loads(run("inspect", "tiny-modal", "--json", "-l", 10).out)["triton"] == f"none, {missing}"
+    assert run("inspect", "tiny-modal", "--kernels").out.endswith(f"\nTriton kernels: none, {missing}.\n")
+
+
+def test_the_machine_alone(run) -> None:
+    """Every op of the table is there, for one token and for many."""
+    report = json.loads(run("inspect", "--kernels", "--json").out)
+    assert {k["op"] for k in report["kernels"]} >= {"hyena_modal", "hyena_fir", "hyena_long"}
+    assert {k["new_tokens"] for k in report["kernels"]} == {1, 8192}
+    with switched_off():
+        out = run("inspect", "--kernels").out
+    assert "fused: compiled kernels are switched off" in out
+    assert "\nCompiled kernels: none, compiled kernels are switched off.\n" in out
+
+
+def test_neither_a_target_nor_kernels(run) -> None:
+    done = run("inspect")
+    assert done.code == 1
+    assert "nothing to inspect" in done.stderr
 
 
 def test_what_runs_without_them_and_why(run) -> None:
@@ -59,7 +84,7 @@ def test_what_runs_without_them_and_why(run) -> None:
         ("modal", 10, "chunked"),
     ]
     assert report["kernels"][0]["reasons"] == ["fused: compiled kernels are switched off", "composed: takes it"]
-    assert text.endswith("Compiled kernels: none, compiled kernels are switched off.\n")
+    assert "\nCompiled kernels: none, compiled kernels are switched off.\n" in text
 
 
 def test_the_report_for_people(run) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from typing import TypeAlias
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from crocuta.config import AttentionConfig, Precision, RopeConfig
@@ -11,10 +14,13 @@ from crocuta.errors import StateError
 from crocuta.model.linear import Linear
 from crocuta.model.mixer import Mixer, looks_ahead
 from crocuta.model.precision import Float32Module
-from crocuta.model.state import AttentionState, State, check_room
-from crocuta.ops.attention import causal_attention, full_attention
+from crocuta.model.state import AttentionState, PlacedAttentionState, State, check_room
+from crocuta.ops.attention import attention_step, causal_attention, full_attention
 from crocuta.ops.rope import inverse_frequencies, rotate, rotation
 from crocuta.types import Hidden
+
+Tables: TypeAlias = tuple[Float[Tensor, "b l 1 c"], Float[Tensor, "b l 1 c"]]
+"""cos and sin."""
 
 
 class AttentionMixer(Mixer):
@@ -56,6 +62,8 @@ class AttentionMixer(Mixer):
         return AttentionState(keys, values, torch.zeros(batch, dtype=torch.int64))
 
     def extend(self, x: Hidden, state: State, lengths: Tensor | None = None) -> Hidden:
+        if isinstance(state, PlacedAttentionState):
+            return self._step(x, state)
         assert isinstance(state, AttentionState)
         b, l, _ = x.shape
         starts = state.lengths
@@ -70,12 +78,24 @@ class AttentionMixer(Mixer):
         end = int(starts.max()) + l  # no longer than the buffer; keys of padding stand behind every token that counts
         return self.output(causal_attention(q, state.keys[:, :end], state.values[:, :end], starts).flatten(2))
 
+    def _step(self, x: Hidden, state: PlacedAttentionState) -> Hidden:
+        """One token a row. The host sees no number: every step is the same operations on the same memory."""
+        assert x.shape[1] == 1
+        tables = None if self.rope is None else self.rope.at(state.positions, x.dtype)
+        q, k, v = self._rotated(x, tables)
+        place = state.positions[:, None, None, None].expand(k.shape)
+        state.keys.scatter_(1, place, k.to(state.keys.dtype))
+        state.values.scatter_(1, place, v.to(state.values.dtype))
+        return self.output(attention_step(q, state.keys, state.values, state.positions).flatten(2))
+
     def _heads(self, x: Hidden, starts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._rotated(x, None if self.rope is None else self.rope(x, starts))
+
+    def _rotated(self, x: Hidden, tables: Tables | None) -> tuple[Tensor, Tensor, Tensor]:
         sizes = [self.heads * self.head_size, self.kv_heads * self.head_size, self.kv_heads * self.head_size]
         q, k, v = (part.unflatten(-1, (-1, self.head_size)) for part in self.qkv(x).split(sizes, dim=-1))
-        if self.rope is None:
+        if tables is None:
             return q, k, v
-        tables = self.rope(x, starts)
         return rotate(q, *tables), rotate(k, *tables), v
 
     @staticmethod
@@ -102,17 +122,31 @@ class Rope(Float32Module):
         self.inverse: Tensor | None
         self.register_buffer("inverse", torch.empty(head_size // 2) if config.stored else None)
 
-    def forward(self, x: Hidden, starts: Tensor) -> tuple[Float[Tensor, "b l 1 c"], Float[Tensor, "b l 1 c"]]:
+    def forward(self, x: Hidden, starts: Tensor) -> Tables:
         """cos and sin for the tokens of x [b l d], whose rows begin at position ``starts`` [b]: float32, or float64
         for a float64 x, on x's device. Upstream precision rounds their values to x's dtype."""
-        if self.inverse is None:
-            inverse = inverse_frequencies(self.head_size, self.config.base).to(x.device)
-        else:
-            inverse = self.inverse
-        aligned = bool((starts == starts[0]).all())
+        aligned = not torch.compiler.is_compiling() and bool((starts == starts[0]).all())
         positions = (starts[:1] if aligned else starts)[:, None] + torch.arange(x.shape[1])
-        scaled = (positions.to(torch.float64) / self.config.scale).to(torch.promote_types(x.dtype, torch.float32))
-        cosine, sine = rotation(scaled.to(x.device), inverse, x.dtype)
-        if self._round_tables:
-            cosine, sine = cosine.to(x.dtype).to(cosine.dtype), sine.to(x.dtype).to(sine.dtype)
+        cosine, sine = self._tables(self._scaled(positions, x.dtype).to(x.device), x.dtype)
         return cosine.expand(len(x), -1, -1, -1), sine.expand(len(x), -1, -1, -1)
+
+    def at(self, positions: Int[Tensor, " b"], dtype: torch.dtype) -> Tables:
+        """The same for one token a row, at positions that may lie on a GPU and need not come to the host."""
+        return self._tables(self._scaled(positions[:, None], dtype), dtype)
+
+    def _scaled(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
+        return (positions.to(torch.float64) / self.config.scale).to(torch.promote_types(dtype, torch.float32))
+
+    def _tables(self, scaled: Tensor, dtype: torch.dtype) -> Tables:
+        inverse = _inverse(self.head_size, self.config.base, scaled.device) if self.inverse is None else self.inverse
+        cosine, sine = rotation(scaled, inverse, dtype)
+        if self._round_tables:
+            cosine, sine = cosine.to(dtype).to(cosine.dtype), sine.to(dtype).to(sine.dtype)
+        return cosine, sine
+
+
+@functools.lru_cache(maxsize=8)
+def _inverse(head_size: int, base: float, device: torch.device) -> Tensor:
+    """Made once a device: a CUDA graph cannot hold a copy from the host."""
+    with torch.inference_mode(False):
+        return inverse_frequencies(head_size, base).to(device)

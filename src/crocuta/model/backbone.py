@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
@@ -15,7 +16,7 @@ from crocuta.config import BackboneConfig
 from crocuta.errors import InputError, StateError
 from crocuta.model.block import Block
 from crocuta.model.norm import build_norm
-from crocuta.model.state import ModelState, SavedState, check_room, fingerprint, load_state, read_head
+from crocuta.model.state import ModelState, SavedState, State, check_room, fingerprint, load_state, read_head
 from crocuta.types import Hidden
 
 
@@ -98,10 +99,17 @@ class Backbone(nn.Module, ABC):
         self.check_owner(state)
         added = torch.full((x.shape[0],), x.shape[1]) if lengths is None else check_lengths(x, lengths)
         self._check_room(state, added)
-        y = self._embed(x)
-        for block, layer_state in zip(self._blocks_below(layer), state.layers, strict=False):
-            y = block.extend(y, layer_state, lengths)
+        y = self.advance(x, state.layers, lengths, layer)
         state.lengths = state.lengths + added
+        return y
+
+    def advance(
+        self, x: Tensor, layers: Sequence[State], lengths: Int[Tensor, " b"] | None = None, layer: int | None = None
+    ) -> Hidden:
+        """``extend_hidden`` without its checks and without counting what was read: the part that a device can do."""
+        y = self._embed(x)
+        for block, layer_state in zip(self._blocks_below(layer), layers, strict=False):
+            y = block.extend(y, layer_state, lengths)
         return self.norm(y) if layer is None else y
 
     def load_state(self, path: str | PathLike[str]) -> ModelState:
@@ -164,7 +172,9 @@ def check_ids(ids: Tensor, vocab_size: int) -> None:
         )
     if ids.numel() == 0:
         raise InputError("ids are empty", given=tuple(ids.shape), expected="at least one token")
-    if ids.device.type != "meta":
+    if torch.compiler.is_compiling():  # a graph cannot ask for values; this fails when it runs
+        torch._assert_async(((ids >= 0) & (ids < vocab_size)).all(), f"an id is not from 0 to {vocab_size - 1}")
+    elif ids.device.type != "meta":
         low, high = (int(x) for x in ids.aminmax())
         if low < 0 or high >= vocab_size:
             raise InputError(

@@ -61,5 +61,9 @@ class Memo:
             self._entries[name] = entry = (key, [p.detach() for p in parameters], compute())
         return entry[2]
 
+    def kept(self) -> object:
+        """All that is kept now; it stays in memory for as long as somebody holds this."""
+        return list(self._entries.values())
+
     def __deepcopy__(self, memo: object) -> Memo:
         return Memo()

@@ -237,6 +237,15 @@ class AttentionState(State):
 
 
 @dataclass
+class PlacedAttentionState(State):
+    """Keys and values as in ``AttentionState``, and where each row's next token stands, on their device [b]."""
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+
+
+@dataclass
 class HyenaState(State):
     """The short filter's inputs and the long filter's state."""
 

@@ -41,11 +41,11 @@ from crocuta.ops.kernels.decode import (
     Addresses,
     Buffer,
     Finish,
-    Norm,
     Program,
     Weights,
 )
 from crocuta.ops.kernels.library import library, why_not
+from crocuta.ops.kernels.norm import Norm
 from crocuta.ops.kernels.online_conv import Bound, bound
 from crocuta.ops.online_conv import BLOCK
 from crocuta.ops.rope import inverse_frequencies

@@ -83,6 +83,22 @@ def full_attention(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
 
 
+def attention_step(
+    q: Float[Tensor, "b 1 h c"],
+    k: Float[Tensor, "b p m c"],
+    v: Float[Tensor, "b p m c"],
+    positions: Int[Tensor, " b"],
+) -> Float[Tensor, "b 1 h c"]:
+    """``causal_attention`` of one query a row, which sees the keys 0 .. positions[row] of a buffer of any length p.
+
+    ``positions`` lie on the device and are not looked at by the host: the operations are the same for all of them.
+    Time and memory O(p), however few keys count. Head groups, dtypes and the softmax as in ``causal_attention``.
+    """
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2).to(q.dtype), v.transpose(1, 2).to(q.dtype)
+    mask = (torch.arange(k.shape[2], device=q.device) <= positions[:, None])[:, None, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+
+
 def _differentiated(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 

@@ -1,7 +1,7 @@
 """Which implementation of an op runs, and why not the others. ``TABLE`` is the thing to edit to add one.
 
 What it cannot know is how tensors lie in memory: ``fir``, ``fir_gate`` and ``fft_convolution`` themselves hand
-channels-last input to their compiled kernel (``kernels.library.runs_here``).
+channels-last input to their compiled kernel (``kernels.library.runs_here``), ``fir_gate`` also to the one in Triton.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from crocuta.errors import KernelUnavailableError
+from crocuta.ops.kernels import gpu
 from crocuta.ops.kernels.library import why_not
 
 
@@ -54,6 +55,10 @@ def _rejects_compiled(case: Case) -> str | None:
     return why_not() if case.device == "cpu" else "not on a CPU"
 
 
+def _rejects_triton(case: Case) -> str | None:
+    return gpu.why_not() if case.device == gpu.DEVICE else "not on a CUDA device"
+
+
 def _rejects_fused_transform(case: Case) -> str | None:
     return "earlier tokens reach these" if case.continued else _rejects_compiled(case)
 
@@ -76,6 +81,7 @@ TABLE: dict[str, tuple[Kernel, ...]] = {
     "modal": (
         Kernel("recurrent", _when(lambda c: c.length <= 4, "more than 4 tokens: another is faster")),
         Kernel("compiled", _rejects_compiled),
+        Kernel("triton", _rejects_triton),
         Kernel("chunked", _never),
     ),
     "fir": (

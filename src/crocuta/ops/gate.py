@@ -9,6 +9,7 @@ from torch import Tensor
 from crocuta.ops.blocks import channels_first, compute_dtype, full_precision
 from crocuta.ops.fir import apply_taps, apply_taps_adjoint, fir
 from crocuta.ops.kernels import fir as compiled
+from crocuta.ops.kernels import gpu
 from crocuta.ops.kernels.library import runs_here
 
 
@@ -22,9 +23,9 @@ def fir_gate(
 
     Accumulates in float32 (or float64) and returns z's dtype. Saves z alone: the filtered thirds, three times the
     output, are computed again in the backward pass. ``tail`` as in ``fir.fir``.
-    Channels-last input goes to the compiled kernel where there is one.
+    Channels-last input goes to the compiled kernel where there is one, few taps on a GPU to that in Triton.
     """
-    if runs_here(z):
+    if runs_here(z) or (taps.shape[1] <= gpu.MOST_TAPS and gpu.runs_on(z.device)):
         return compiled.fir_gate(z, taps, bias, tail)
     dtype = compute_dtype(z.dtype)
     past = None if tail is None else channels_first(tail, dtype)

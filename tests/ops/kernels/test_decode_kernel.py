@@ -13,10 +13,10 @@ from crocuta.inference.sampling import SamplingConfig, row_generators
 from crocuta.ops import norm, reference
 from crocuta.ops.attention import causal_attention
 from crocuta.ops.fft_conv import fft_convolution
-from crocuta.ops.glu import activate
 from crocuta.ops.kernels.decode import BLOCK, Addresses, Buffer, Finish, Norm, Program, interleave, pack, sample
 from crocuta.ops.kernels.online_conv import OnlineFilter
 from crocuta.ops.kernels.online_conv import bound as bind
+from crocuta.ops.mlp import activate
 from crocuta.ops.online_conv import OnlineBuffers, online_convolution
 from crocuta.ops.rope import inverse_frequencies, rotate, rotation
 
@@ -223,8 +223,8 @@ def test_interleaved_rows_come_in_blocks():
 def test_norms(isa, dtype, d):
     x, scale, bias = normal(3, d, dtype=dtype) + 2, normal(d, seed=1, dtype=dtype), normal(d, seed=2, dtype=dtype)
     expected = {
-        Norm.RMS_INSIDE: norm.rms_norm(x.double(), scale.double(), 1e-2, eps_inside_root=True),
-        Norm.RMS_OUTSIDE: norm.rms_norm(x.double(), scale.double(), 1e-2, eps_inside_root=False),
+        Norm.RMS_INSIDE: norm.add_rms_norm(x.double(), None, scale.double(), 1e-2, eps_inside_root=True)[1],
+        Norm.RMS_OUTSIDE: norm.add_rms_norm(x.double(), None, scale.double(), 1e-2, eps_inside_root=False)[1],
         Norm.LAYER: norm.layer_norm(x.double(), scale.double(), bias.double(), 1e-2),
     }
     for kind, truth in expected.items():

@@ -103,7 +103,7 @@ class ModalFilter(Filter):
         self, u: Hidden, skip: Tensor | None, modes: Tensor | None, lengths: Tensor | None = None
     ) -> tuple[Hidden, Tensor]:
         match choose(Case(op="modal", length=u.shape[1], device=u.device.type)).name:
-            case "compiled":
+            case "compiled" | "triton":
                 return modal_scan(u, self._constants(), skip, modes, lengths)
             case "recurrent":
                 poles, residues = self._memo.get("step", self._weights(), self._step_constants)

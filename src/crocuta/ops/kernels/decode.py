@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crocuta.ops.kernels.activation import ACTIVATIONS
 from crocuta.ops.kernels.library import contiguous, function
+from crocuta.ops.kernels.norm import Norm
 
 Weights: TypeAlias = Literal["float32", "bfloat16", "int8"]
 
@@ -36,7 +38,7 @@ LARGEST_HEAD = 1024
 """Size of a head that can be rotated: kMaxHead of cpp/decode_mixers.h."""
 
 _FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2}
-_ACTIVATIONS = {"identity": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
+
 _SIGNATURE = "piippppii"
 _SHARED = 1 << 16
 """Logits that it pays to wake other threads for."""
@@ -63,14 +65,6 @@ class Finish(enum.IntEnum):
     ADD = 1
     ACTIVATE = 2
     GATED = 3
-
-
-class Norm(enum.IntEnum):
-    """Kinds of norm: cpp/decode_mixers.h."""
-
-    RMS_INSIDE = 0
-    RMS_OUTSIDE = 1
-    LAYER = 2
 
 
 class _Operation(enum.IntEnum):
@@ -319,7 +313,7 @@ class Program:
         self._append(
             _Operation.LINEAR,
             *(packed.format, *places, self._own(offset), outputs, packed.inputs),
-            *(source, target, finish, _ACTIVATIONS[activation]),
+            *(source, target, finish, ACTIVATIONS[activation]),
         )
 
     def _append(self, operation: _Operation, *operands: int) -> None:

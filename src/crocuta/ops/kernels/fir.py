@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crocuta.ops.blocks import compute_dtype, full_precision
-from crocuta.ops.kernels.library import contiguous, function, rows_of
+from crocuta.ops.kernels import gpu
+from crocuta.ops.kernels.library import contiguous, function, huge_pages, rows_of
 
 _FORWARD, _BACKWARD = "piippppp" + "i" * 6, "ppiipppppppp" + "i" * 6
 _GATE_FORWARD, _GATE_BACKWARD = "piippppp" + "i" * 5, "pppiippppppp" + "i" * 5
@@ -46,10 +47,10 @@ def fir_gate(
 ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
     """(x2, x1 · v), the thirds of FIR(z) + bias over c = 3 d channels, as ``crocuta.ops.gate.fir_gate``.
 
-    In float32 (or float64), in z's dtype.
+    In float32 (or float64), in z's dtype. In Triton on a GPU, up to ``gpu.MOST_TAPS`` taps.
     """
-    tensors = [None if t is None else t.to(compute_dtype(z.dtype)) for t in (z, taps, bias, tail)]
-    x2, u = torch.ops.crocuta.fir_gate(*tensors)
+    rest = [None if t is None else t.to(compute_dtype(z.dtype)) for t in (taps, bias, tail)]
+    x2, u = torch.ops.crocuta.fir_gate(gpu.as_read(z), *rest)
     return x2.to(z.dtype), u.to(z.dtype)
 
 
@@ -80,6 +81,7 @@ def _sizes(u: Tensor, taps: Tensor, tail: Tensor | None) -> tuple[Any, ...]:  # 
 def _filter(u: Tensor, taps: Tensor, bias: Tensor | None, skip: Tensor | None, tail: Tensor | None) -> Tensor:
     b, l, d, g, k = _sizes(u, taps, tail)
     u, y = rows_of(u), u.new_empty(b, l, d)
+    huge_pages(y)
     constants = contiguous(taps, bias, skip, tail)
     run = function("fir_forward", u.dtype, _FORWARD)
     run(u, u.stride(0), u.stride(1), *constants, y, b, l, d, g, k, torch.get_num_threads())
@@ -97,6 +99,7 @@ def _filter_backward(
     dy: Tensor, u: Tensor, taps: Tensor, skip: Tensor | None, tail: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     gradients = _filter_gradients(u, taps, tail)
+    huge_pages(*gradients)
     u, (dy, taps, skip, tail) = rows_of(u), contiguous(dy, taps, skip, tail)
     run = function("fir_backward", u.dtype, _BACKWARD)
     of_tail = None if tail is None else gradients[4]
@@ -105,14 +108,16 @@ def _filter_backward(
     return gradients
 
 
-def _gate_outputs(z: Tensor, taps: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor]:
+def gate_outputs(z: Tensor, taps: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Tensors of the right shapes and layouts."""
     b, l, c, g, _ = _sizes(z, taps, tail)
     assert g == c == 3 * (c // 3), f"taps of {g} of {c} = 3 d channels"
-    return z.new_empty(b, l, c // 3), z.new_empty(b, l, c // 3)
+    return gpu.empty(z, b, l, c // 3), gpu.empty(z, b, l, c // 3)
 
 
 def _gate(z: Tensor, taps: Tensor, bias: Tensor | None, tail: Tensor | None) -> tuple[Tensor, Tensor]:
-    x2, u = _gate_outputs(z, taps, tail)
+    x2, u = gate_outputs(z, taps, tail)
+    huge_pages(x2, u)
     z, constants = rows_of(z), contiguous(taps, bias, tail)
     run = function("fir_gate_forward", z.dtype, _GATE_FORWARD)
     threads = torch.get_num_threads()
@@ -120,16 +125,17 @@ def _gate(z: Tensor, taps: Tensor, bias: Tensor | None, tail: Tensor | None) -> 
     return x2, u
 
 
-def _gate_gradients(z: Tensor, taps: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tensors of the right shapes; that of the tail is empty where there is none."""
-    dtail = z.new_empty(0 if tail is None else tail.shape)
-    return z.new_empty(z.shape), z.new_empty(taps.shape), z.new_empty(taps.shape[0]), dtail
+def gate_gradients(z: Tensor, taps: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tensors of the right shapes and layouts; that of the tail is empty where there is none."""
+    dtail = taps.new_empty(0 if tail is None else tail.shape)
+    return gpu.empty(z, *z.shape), taps.new_empty(taps.shape), taps.new_empty(taps.shape[0]), dtail
 
 
 def _gate_backward(
     dx2: Tensor, du: Tensor, z: Tensor, taps: Tensor, bias: Tensor | None, tail: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    gradients = _gate_gradients(z, taps, tail)
+    gradients = gate_gradients(z, taps, tail)
+    huge_pages(*gradients)
     b, l, c, _, k = _sizes(z, taps, tail)
     z, (dx2, du, taps, bias, tail) = rows_of(z), contiguous(dx2, du, taps, bias, tail)
     run = function("fir_gate_backward", z.dtype, _GATE_BACKWARD)
@@ -165,13 +171,15 @@ _ops.impl("fir", _filter, "CPU")
 _ops.impl("fir_backward", _filter_backward, "CPU")
 _ops.impl("fir_gate", _gate, "CPU")
 _ops.impl("fir_gate_backward", _gate_backward, "CPU")
+gpu.implement(_ops, "fir_gate", "fir_gate", "fir_gate")
+gpu.implement(_ops, "fir_gate_backward", "fir_gate", "fir_gate_backward")
 torch.library.register_fake("crocuta::fir", lambda u, *_: u.new_empty(u.shape), lib=_ops)
 torch.library.register_fake(
     "crocuta::fir_backward", lambda _, u, taps, *rest: _filter_gradients(u, taps, rest[-1]), lib=_ops
 )
-torch.library.register_fake("crocuta::fir_gate", lambda z, taps, *rest: _gate_outputs(z, taps, rest[-1]), lib=_ops)
+torch.library.register_fake("crocuta::fir_gate", lambda z, taps, *rest: gate_outputs(z, taps, rest[-1]), lib=_ops)
 torch.library.register_fake(
-    "crocuta::fir_gate_backward", lambda _, __, z, taps, *rest: _gate_gradients(z, taps, rest[-1]), lib=_ops
+    "crocuta::fir_gate_backward", lambda _, __, z, taps, *rest: gate_gradients(z, taps, rest[-1]), lib=_ops
 )
 torch.library.register_autograd("crocuta::fir", _filter_adjoint, setup_context=_save_filter, lib=_ops)
 torch.library.register_autograd("crocuta::fir_gate", _gate_adjoint, setup_context=_save_gate, lib=_ops)

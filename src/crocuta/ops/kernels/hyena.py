@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crocuta.ops.blocks import compute_dtype, full_precision
-from crocuta.ops.kernels.library import contiguous, function, rows_of
+from crocuta.ops.kernels.library import contiguous, function, huge_pages, rows_of
 from crocuta.ops.kernels.modal import BLOCK, ModalConstants, from_rows, to_rows
 
 _FORWARD = "piipppipppppppiiiiii"
@@ -78,6 +78,7 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, last, kept = _outputs(z, constants, keep)
+    huge_pages(y, kept)
     (b, l, _), (_, parts, n, d) = z.shape, constants.shape
     z = rows_of(z)
     taps, bias, tail, constants, skip, state, lengths = contiguous(taps, bias, tail, constants, skip, state, lengths)
@@ -104,6 +105,7 @@ def _backward(
     dz, dtail, dstate = z.new_empty(b, l, c), z.new_empty(b, k - 1, c), z.new_empty(b, parts * n, d)
     sums = z.new_empty(b, 2 * parts * n + 1, d, dtype=torch.float64)
     short_sums = z.new_empty(b, k + 1, c, dtype=torch.float64)
+    huge_pages(dz)
     z, dy = rows_of(z), rows_of(dy)
     taps, bias, tail, constants, skip, kept = contiguous(taps, bias, tail, constants, skip, kept)
     dlast, lengths = contiguous(dlast, lengths)

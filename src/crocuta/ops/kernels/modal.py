@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crocuta.ops.blocks import compute_dtype, full_precision
-from crocuta.ops.kernels.library import contiguous, function, rows_of
+from crocuta.ops.kernels import gpu
+from crocuta.ops.kernels.library import contiguous, function, huge_pages, rows_of
 
 BLOCK = 64
 """Steps between two states that are kept: kBlock of cpp/modal.h."""
@@ -66,11 +67,11 @@ def modal_scan(
     rows, n, is_complex = constants
     start = None if state is None else to_rows(state.to(dtype), is_complex)
     y, last, _ = torch.ops.crocuta.modal_scan(
-        u.to(dtype),
+        gpu.as_read(u),
         rows.to(dtype),
         None if skip is None else skip.to(dtype),
         start,
-        None if lengths is None else lengths.to(torch.int64),
+        None if lengths is None else lengths.to(u.device, torch.int64),
         torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (u, rows, skip, start)),
     )
     return y.to(u.dtype), from_rows(last, n, is_complex)
@@ -100,17 +101,19 @@ _ops.define(
 )
 
 
-def _scan_outputs(u: Tensor, constants: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Tensors of the right shapes; ``kept`` is empty where nothing is kept."""
+def scan_outputs(u: Tensor, constants: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors of the right shapes, dtypes and layouts; ``kept`` is empty where nothing is kept."""
     (b, l, d), (_, z, n, _) = u.shape, constants.shape
     blocks = -(-l // BLOCK) if keep else 0
-    return u.new_empty(b, l, d), u.new_empty(b, z * n, d), u.new_empty(b, blocks, z * n, d)
+    last, kept = constants.new_empty(b, z * n, d), gpu.empty(constants, b, blocks * z * n, d)
+    return gpu.empty(u, b, l, d), last, kept.unflatten(1, (blocks, z * n))
 
 
 def _scan(
     u: Tensor, constants: Tensor, skip: Tensor | None, state: Tensor | None, lengths: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, last, kept = _scan_outputs(u, constants, keep)
+    y, last, kept = scan_outputs(u, constants, keep)
+    huge_pages(y, kept)
     (b, l, d), (_, z, n, _) = u.shape, constants.shape
     u = rows_of(u)
     constants, skip, state, lengths = contiguous(constants, skip, state, lengths)
@@ -133,6 +136,7 @@ def _scan_backward(
     (b, l, d), (_, z, n, _) = u.shape, constants.shape
     du, dstate = u.new_empty(b, l, d), u.new_empty(b, z * n, d)
     sums = u.new_empty(b, 2 * z * n + 1, d, dtype=torch.float64)
+    huge_pages(du)
     u, dy = rows_of(u), rows_of(dy)
     constants, skip, kept, dlast, lengths = contiguous(constants, skip, kept, dlast, lengths)
     run = function("modal_backward", u.dtype, _BACKWARD)
@@ -163,16 +167,18 @@ def _adjoint(ctx, dy, dlast, _):
 
 _ops.impl("modal_scan", _scan, "CPU")
 _ops.impl("modal_scan_backward", _scan_backward, "CPU")
+gpu.implement(_ops, "modal_scan", "modal", "scan")
+gpu.implement(_ops, "modal_scan_backward", "modal", "scan_backward")
 torch.library.register_fake(
-    "crocuta::modal_scan", lambda u, constants, skip, state, lengths, keep: _scan_outputs(u, constants, keep), lib=_ops
+    "crocuta::modal_scan", lambda u, constants, skip, state, lengths, keep: scan_outputs(u, constants, keep), lib=_ops
 )
 torch.library.register_fake(
     "crocuta::modal_scan_backward",
     lambda dy, dlast, u, constants, skip, kept, lengths: (
-        u.new_empty(u.shape),
+        gpu.empty(u, *u.shape),
         torch.empty_like(constants),
-        u.new_empty(u.shape[2]),
-        u.new_empty(u.shape[0], constants.shape[1] * constants.shape[2], u.shape[2]),
+        constants.new_empty(u.shape[2]),
+        constants.new_empty(u.shape[0], constants.shape[1] * constants.shape[2], u.shape[2]),
     ),
     lib=_ops,
 )

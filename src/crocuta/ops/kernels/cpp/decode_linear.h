@@ -14,8 +14,8 @@
 #include <cmath>
 #include <type_traits>
 
+#include "activation.h"
 #include "decode_floats.h"
-#include "decode_math.h"
 #include "decode_team.h"
 #if defined(__SSE2__)
 #include <immintrin.h>
