@@ -225,7 +225,7 @@ def test_norms(isa, dtype, d):
     expected = {
         Norm.RMS_INSIDE: norm.add_rms_norm(x.double(), None, scale.double(), 1e-2, eps_inside_root=True)[1],
         Norm.RMS_OUTSIDE: norm.add_rms_norm(x.double(), None, scale.double(), 1e-2, eps_inside_root=False)[1],
-        Norm.LAYER: norm.layer_norm(x.double(), scale.double(), bias.double(), 1e-2),
+        Norm.LAYER: norm.add_layer_norm(x.double(), None, scale.double(), bias.double(), 1e-2)[1],
     }
     for kind, truth in expected.items():
         program = Program(dtype, "float32")
