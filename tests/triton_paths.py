@@ -28,6 +28,8 @@ OPS = {
     "modal_scan_backward": ("modal", "scan_backward"),
     "fir_gate": ("fir_gate", "fir_gate"),
     "fir_gate_backward": ("fir_gate", "fir_gate_backward"),
+    "hyena_modal": ("hyena", "hyena_modal"),
+    "hyena_modal_backward": ("hyena", "hyena_modal_backward"),
 }
 """Op to module and function of ``crocuta.ops.kernels.triton``."""
 
@@ -52,7 +54,7 @@ def triton_kernels() -> Iterator[None]:
 
 
 def _mend_interpreter(patch: pytest.MonkeyPatch) -> None:
-    """What Triton 3.6's lacks: it gives ``range`` arrays of one number, which NumPy 2.4 no longer converts, and refuses
+    """What Triton 3.6's lacks: it gives ``range`` arrays of one number, which NumPy 2.4 no longer converts, and has no
     "bf16x3". What takes half of its time: patching the language once more whenever a kernel calls a function, and
     looking for overflow in every sum of integers.
     """
@@ -62,6 +64,7 @@ def _mend_interpreter(patch: pytest.MonkeyPatch) -> None:
     precisions = *builder.options.allowed_dot_input_precisions, "bf16x3"
     options = dataclasses.replace(builder.options, allowed_dot_input_precisions=precisions, sanitize_overflow=False)
     patch.setattr(builder, "options", options)
+    patch.setattr(builder, "create_dot", _with_bf16x3(builder.create_dot))
     patch.setattr(interpreter, "_patch_lang", _once_a_launch(interpreter._patch_lang))
     original = interpreter._patch_lang_tensor
 
@@ -70,6 +73,26 @@ def _mend_interpreter(patch: pytest.MonkeyPatch) -> None:
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
     patch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
+def _with_bf16x3(original):
+    """Products of float32 as a GPU does them with sums of two bfloat16 each, less that of the two small ones."""
+    from triton._C.libtriton import ir
+    from triton.runtime.interpreter import TensorHandle
+
+    def halves(x):
+        whole = torch.from_numpy(x)
+        large = whole.bfloat16().float()
+        return large.numpy(), (whole - large).bfloat16().float().numpy()
+
+    def create_dot(a, b, d, input_precision, max_num_imprecise_acc):
+        if input_precision != ir.INPUT_PRECISION.BF16x3:
+            return original(a, b, d, input_precision, max_num_imprecise_acc)
+        (a_large, a_small), (b_large, b_small) = halves(a.data), halves(b.data)
+        product = a_small @ b_large + a_large @ b_small + a_large @ b_large
+        return TensorHandle(product + d.data, d.dtype.scalar)
+
+    return create_dot
 
 
 def _once_a_launch(original):

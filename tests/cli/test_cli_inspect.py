@@ -83,7 +83,11 @@ def test_what_runs_without_them_and_why(run) -> None:
         ("hyena_modal", 10, "composed"),
         ("modal", 10, "chunked"),
     ]
-    assert report["kernels"][0]["reasons"] == ["fused: compiled kernels are switched off", "composed: takes it"]
+    assert report["kernels"][0]["reasons"] == [
+        "fused: compiled kernels are switched off",
+        "triton: not on a CUDA device",
+        "composed: takes it",
+    ]
     assert "\nCompiled kernels: none, compiled kernels are switched off.\n" in text
 
 

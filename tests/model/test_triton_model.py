@@ -5,6 +5,7 @@ import torch
 from tiny_models import random_ids, tiny_model
 from triton_paths import DEVICE, needs_triton, triton_kernels
 
+from crocuta.model.filters.modal import ModalFilter
 from crocuta.ops.kernels import gpu
 from crocuta.ops.kernels.library import switched_off
 
@@ -14,10 +15,11 @@ pytestmark = needs_triton
 @pytest.fixture
 def launches(monkeypatch) -> list[str]:
     """Names of the Triton functions that ran."""
-    from crocuta.ops.kernels.triton import fir_gate, modal
+    from crocuta.ops.kernels.triton import fir_gate, hyena, modal
 
     names: list[str] = []
-    for module, name in ((modal, "scan"), (modal, "scan_backward"), (fir_gate, "fir_gate")):
+    operator = (hyena, "hyena_modal"), (hyena, "hyena_modal_backward")
+    for module, name in (*operator, (modal, "scan"), (modal, "scan_backward"), (fir_gate, "fir_gate")):
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, _f=original, _n=name: names.append(_n) or _f(*a))
     return names
@@ -37,13 +39,16 @@ def test_logits_and_gradients_equal_those_of_torch(launches):
         assert not launches
         with triton_kernels():
             ours = run()
-    assert {"fir_gate", "scan", "scan_backward"} <= set(launches)
+    assert set(launches) == {"hyena_modal", "hyena_modal_backward"}
     for name, value in expected.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @torch.no_grad()
-def test_ragged_chunks_go_on_from_the_state(launches):
+@pytest.mark.parametrize("operator", [True, False], ids=["operator", "parts"])
+def test_ragged_chunks_go_on_from_the_state(operator, launches, monkeypatch):
+    if not operator:
+        monkeypatch.setattr(ModalFilter, "fuses", lambda *a, **k: False)
     model, ids = tiny_model("complex-grouped", torch.float64, seed=1).to(DEVICE), random_ids(2, 80, seed=3).to(DEVICE)
     lengths = torch.tensor([70, 9])
     with switched_off():
@@ -52,7 +57,7 @@ def test_ragged_chunks_go_on_from_the_state(launches):
         with triton_kernels():
             first = model.extend(ids[:, :70], state, lengths)
             rest = model.extend(torch.stack([ids[0, 70:80], ids[1, 9:19]]), state)
-    assert "scan" in launches
+    assert set(launches) == ({"hyena_modal"} if operator else {"fir_gate", "scan"})
     assert gpu.DEVICE == "cuda"
     for row, end in enumerate(lengths.tolist()):
         ours = torch.cat([first[row, :end], rest[row]])

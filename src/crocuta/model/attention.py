@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TypeAlias
 
 import torch
@@ -121,32 +120,34 @@ class Rope(Float32Module):
         self._round_tables = precision == "upstream"
         self.inverse: Tensor | None
         self.register_buffer("inverse", torch.empty(head_size // 2) if config.stored else None)
+        self._placed: dict[torch.device, Tensor] = {}
+        """Where it is not stored, the copy on each device that steps have run on: a CUDA graph cannot make one."""
 
     def forward(self, x: Hidden, starts: Tensor) -> Tables:
         """cos and sin for the tokens of x [b l d], whose rows begin at position ``starts`` [b]: float32, or float64
         for a float64 x, on x's device. Upstream precision rounds their values to x's dtype."""
         aligned = not torch.compiler.is_compiling() and bool((starts == starts[0]).all())
         positions = (starts[:1] if aligned else starts)[:, None] + torch.arange(x.shape[1])
-        cosine, sine = self._tables(self._scaled(positions, x.dtype).to(x.device), x.dtype)
+        if self.inverse is None:
+            inverse = inverse_frequencies(self.head_size, self.config.base).to(x.device)
+        else:
+            inverse = self.inverse
+        cosine, sine = self._tables(self._scaled(positions, x.dtype).to(x.device), inverse, x.dtype)
         return cosine.expand(len(x), -1, -1, -1), sine.expand(len(x), -1, -1, -1)
 
     def at(self, positions: Int[Tensor, " b"], dtype: torch.dtype) -> Tables:
         """The same for one token a row, at positions that may lie on a GPU and need not come to the host."""
-        return self._tables(self._scaled(positions[:, None], dtype), dtype)
+        inverse = self._placed.get(positions.device) if self.inverse is None else self.inverse
+        if inverse is None:
+            inverse = inverse_frequencies(self.head_size, self.config.base).to(positions.device)
+            self._placed[positions.device] = inverse
+        return self._tables(self._scaled(positions[:, None], dtype), inverse, dtype)
 
     def _scaled(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         return (positions.to(torch.float64) / self.config.scale).to(torch.promote_types(dtype, torch.float32))
 
-    def _tables(self, scaled: Tensor, dtype: torch.dtype) -> Tables:
-        inverse = _inverse(self.head_size, self.config.base, scaled.device) if self.inverse is None else self.inverse
+    def _tables(self, scaled: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tables:
         cosine, sine = rotation(scaled, inverse, dtype)
         if self._round_tables:
             cosine, sine = cosine.to(dtype).to(cosine.dtype), sine.to(dtype).to(sine.dtype)
         return cosine, sine
-
-
-@functools.lru_cache(maxsize=8)
-def _inverse(head_size: int, base: float, device: torch.device) -> Tensor:
-    """Made once a device: a CUDA graph cannot hold a copy from the host."""
-    with torch.inference_mode(False):
-        return inverse_frequencies(head_size, base).to(device)

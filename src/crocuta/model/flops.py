@@ -94,7 +94,7 @@ def kernel_cases(config: BackboneConfig, length: int) -> list[Case]:
             continue
         if isinstance(mixer, HyenaConfig):
             cases.append(_operator_case(filter_, length))
-            if choose(cases[-1]).name == "fused":
+            if choose(cases[-1]).name != "composed":
                 continue
         cases.append(_case(filter_, length, length))
     if any(isinstance(mixer, HyenaConfig) and mixer.fp8_projection for mixer in mixers):

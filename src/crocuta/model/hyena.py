@@ -26,6 +26,7 @@ from crocuta.model.state import FIRState, HyenaState, State
 from crocuta.ops.blocks import compute_dtype
 from crocuta.ops.fir import next_tail
 from crocuta.ops.gate import fir_gate, fir_gate_stepwise
+from crocuta.ops.kernels.gpu import MOST_TAPS
 from crocuta.ops.kernels.library import runs_here
 from crocuta.types import Hidden
 
@@ -82,8 +83,11 @@ class HyenaMixer(Mixer):
         return self.output(y) if compiled else self._unproject(y, self.output)
 
     def _fuses(self, x: Hidden, *, continued: bool) -> bool:
-        """Whether one compiled operator does it all: where nothing between is to be rounded."""
-        return not self._stepwise(x) and self.filter.fuses(x.device, x.shape[1], continued=continued)
+        """Whether one operator does it all: where nothing between is to be rounded, and on a GPU for few taps."""
+        many = self.config.short_taps > MOST_TAPS and x.device.type != "cpu"
+        if many or self._stepwise(x):
+            return False
+        return self.filter.fuses(x.device, x.shape[1], continued=continued)
 
     def _stepwise(self, x: Hidden) -> bool:
         return self._rounds and (compute_dtype(x.dtype) != x.dtype or torch.is_autocast_enabled(x.device.type))

@@ -59,6 +59,11 @@ def _rejects_triton(case: Case) -> str | None:
     return gpu.why_not() if case.device == gpu.DEVICE else "not on a CUDA device"
 
 
+def _rejects_triton_operator(case: Case) -> str | None:
+    few = case.length <= RECURRENT
+    return _rejects_triton(case) or ("a recurrence is faster for few tokens" if few else None)
+
+
 def _rejects_fused_transform(case: Case) -> str | None:
     return "earlier tokens reach these" if case.continued else _rejects_compiled(case)
 
@@ -73,13 +78,20 @@ def _rejects_scaled_mm(case: Case) -> str | None:
     return "adds up in float32, not in float64" if case.float64 else None
 
 
+RECURRENT = 4
+"""The most tokens at once that modal filters read one after the other."""
+
 # Limits measured on two CPU cores, see docs/decisions.md.
 TABLE: dict[str, tuple[Kernel, ...]] = {
-    "hyena_modal": (Kernel("fused", _rejects_compiled), Kernel("composed", _never)),
+    "hyena_modal": (
+        Kernel("fused", _rejects_compiled),
+        Kernel("triton", _rejects_triton_operator),
+        Kernel("composed", _never),
+    ),
     "hyena_fir": (Kernel("fused", _rejects_compiled), Kernel("composed", _never)),
     "hyena_long": (Kernel("fused", _rejects_fused_transform), Kernel("composed", _never)),
     "modal": (
-        Kernel("recurrent", _when(lambda c: c.length <= 4, "more than 4 tokens: another is faster")),
+        Kernel("recurrent", _when(lambda c: c.length <= RECURRENT, "more than 4 tokens: another is faster")),
         Kernel("compiled", _rejects_compiled),
         Kernel("triton", _rejects_triton),
         Kernel("chunked", _never),

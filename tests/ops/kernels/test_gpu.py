@@ -25,6 +25,8 @@ def test_the_dispatcher_takes_them_on_cuda_alone(there):
     assert choose(on_gpu).name == "triton"
     assert "triton: not on a CUDA device" in reasons(on_cpu)
     assert choose(Case(op="modal", length=1, device="cuda")).name == "recurrent"
+    assert choose(Case(op="hyena_modal", length=100, device="cuda")).name == "triton"
+    assert choose(Case(op="hyena_modal", length=4, device="cuda")).name == "composed"
     with switched_off():
         assert choose(on_gpu).name == "chunked"
         assert "triton: compiled kernels are switched off" in reasons(on_gpu)

@@ -1,6 +1,6 @@
 """The modal scan in Triton is the recurrence of ``reference.modal_convolution``, forward and backward.
 
-On a GPU the kernels run there, elsewhere in the interpreter, which multiplies in full precision.
+On a GPU the kernels run there, elsewhere in the interpreter.
 """
 
 import pytest
@@ -100,6 +100,9 @@ def test_rows_of_different_lengths_end_where_they_end(is_complex):
     ends = [0, 1, BLOCK, SPAN, SPAN + 5]
     inputs = example(len(ends), SPAN + 5, 1, 2, is_complex)
     u, logs, residues, skip, state = inputs
+    with torch.no_grad():
+        for row, end in enumerate(ends):
+            u[row, end:] = torch.nan  # what is padding is never read
     with poisoned():
         ours = run(*inputs, torch.tensor(ends))
         got = [*ours, *torch.autograd.grad(ours, inputs, weights_of(ours))]
@@ -146,7 +149,7 @@ def test_half_precision_is_summed_in_float32(dtype):
     assert got[0].dtype == got[2].dtype == dtype
     half = 2.0 ** -(7 if dtype == torch.bfloat16 else 11)  # the interpreter cuts off bfloat16, a GPU rounds it
     for name, value, expected in zip(NAMES, got, wanted, strict=True):
-        assert relative_error(value, expected) < (half if value.dtype == dtype else 1e-5), name
+        assert relative_error(value, expected) < (half if value.dtype == dtype else 3e-5), name
 
 
 def test_opcheck():

@@ -81,7 +81,7 @@ class ModalFilter(Filter):
         return y
 
     def fuses(self, device: torch.device, length: int, *, continued: bool) -> bool:
-        return choose(Case(op="hyena_modal", length=length, device=device.type)).name == "fused"
+        return choose(Case(op="hyena_modal", length=length, device=device.type)).name != "composed"
 
     def fused(
         self,

@@ -2,7 +2,7 @@
 
     (x2, x1, v) = FIR(z) + bias,   y = x2 · (h ∗ (x1 · v) + D · (x1 · v))          (Poli et al. 2023; StripedHyena)
 
-Nothing between z and y is a tensor; the backward pass makes it again from z and one state a block.
+On a CPU nothing between z and y is a tensor; the backward pass makes it again from z and one state a block.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crocuta.ops.blocks import compute_dtype, full_precision
+from crocuta.ops.kernels import gpu
 from crocuta.ops.kernels.library import contiguous, function, huge_pages, rows_of
-from crocuta.ops.kernels.modal import BLOCK, ModalConstants, from_rows, to_rows
+from crocuta.ops.kernels.modal import ModalConstants, from_rows, scan_outputs, to_rows
 
 _FORWARD = "piipppipppppppiiiiii"
 _BACKWARD = "piipiipppippppppppppiiiiii"
@@ -39,9 +40,9 @@ def hyena_modal(
     dtype = compute_dtype(z.dtype)
     rows, n, is_complex = constants
     start = None if state is None else to_rows(state.to(dtype), is_complex)
-    tensors = z.to(dtype), *(None if t is None else t.to(dtype) for t in (taps, bias, tail, rows, skip)), start
+    tensors = gpu.as_read(z), *(None if t is None else t.to(dtype) for t in (taps, bias, tail, rows, skip)), start
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    counts = None if lengths is None else lengths.to(torch.int64)
+    counts = None if lengths is None else lengths.to(z.device, torch.int64)
     y, last, _ = torch.ops.crocuta.hyena_modal(*tensors, counts, keep)
     return y.to(z.dtype), from_rows(last, n, is_complex)
 
@@ -61,9 +62,7 @@ _ops.define(
 
 
 def _outputs(z: Tensor, constants: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    (b, l, _), (_, parts, n, d) = z.shape, constants.shape
-    blocks = -(-l // BLOCK) if keep else 0
-    return z.new_empty(b, l, d), z.new_empty(b, parts * n, d), z.new_empty(b, blocks, parts * n, d)
+    return scan_outputs(z[..., : constants.shape[3]], constants, keep)
 
 
 def _forward(
@@ -139,6 +138,8 @@ def _adjoint(ctx, dy, dlast, _):
 
 _ops.impl("hyena_modal", _forward, "CPU")
 _ops.impl("hyena_modal_backward", _backward, "CPU")
+gpu.implement(_ops, "hyena_modal", "hyena", "hyena_modal")
+gpu.implement(_ops, "hyena_modal_backward", "hyena", "hyena_modal_backward")
 torch.library.register_fake(
     "crocuta::hyena_modal",
     lambda z, taps, bias, tail, constants, skip, state, lengths, keep: _outputs(z, constants, keep),
@@ -150,8 +151,8 @@ torch.library.register_fake(
 def _backward_fake(dy, dlast, z, taps, bias, tail, constants, skip, kept, lengths):
     (b, l, c), (_, parts, n, d) = z.shape, constants.shape
     return (
-        *(z.new_empty(b, l, c), torch.empty_like(taps), z.new_empty(c), z.new_empty(b, taps.shape[1] - 1, c)),
-        *(torch.empty_like(constants), z.new_empty(d), z.new_empty(b, parts * n, d)),
+        *(gpu.empty(z, b, l, c), torch.empty_like(taps), taps.new_empty(c), taps.new_empty(b, taps.shape[1] - 1, c)),
+        *(torch.empty_like(constants), constants.new_empty(d), constants.new_empty(b, parts * n, d)),
     )
 
 

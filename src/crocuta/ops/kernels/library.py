@@ -54,16 +54,16 @@ class Library:
             self._found[key] = found
         return found
 
+    def huge_pages(self, tensor: Tensor) -> None:
+        """Ask for huge pages below a tensor that was not written yet."""
+        self._huge_pages(tensor.data_ptr(), tensor.nbytes)
+
     def symbol(self, name: str, dtype: torch.dtype, signature: str) -> Callable[..., None]:
         """The same for addresses instead of tensors, where a microsecond counts."""
         symbol = self._functions[f"crocuta_{name}_{_DTYPES[dtype]}_{self.isa}"]
         symbol.restype = None
         symbol.argtypes = [_ARGUMENTS[letter] for letter in signature]
         return symbol
-
-    def huge_pages(self, tensor: Tensor) -> None:
-        """Ask for huge pages below a tensor that was not written yet."""
-        self._huge_pages(tensor.data_ptr(), tensor.nbytes)
 
 
 _switched_off = False

@@ -128,9 +128,8 @@ def _backward(
     d0, d1, d2 = tl.zeros(inside.shape, SUMS), tl.zeros(inside.shape, SUMS), tl.zeros(inside.shape, SUMS)
     dz0, dz1, dz2 = tl.zeros(inside.shape, SUMS), tl.zeros(inside.shape, SUMS), tl.zeros(inside.shape, SUMS)
     for j in tl.static_range(K):
-        ahead = inside & (t + j < l)
-        x1 = _filtered(z, z_l, z_d, taps, bias, tail, t + j, c + d, l, d, ahead, K, HAS_BIAS, HAS_TAIL, SUMS)
-        v = _filtered(z, z_l, z_d, taps, bias, tail, t + j, c + d * 2, l, d, ahead, K, HAS_BIAS, HAS_TAIL, SUMS)
+        x1 = _filtered(z, z_l, z_d, taps, bias, tail, t + j, c + d, l, d, inside, K, HAS_BIAS, HAS_TAIL, SUMS)
+        v = _filtered(z, z_l, z_d, taps, bias, tail, t + j, c + d * 2, l, d, inside, K, HAS_BIAS, HAS_TAIL, SUMS)
         gate = _load(du, du_l, du_d, t + j, c, l, inside).to(SUMS)
         g0, g1, g2 = _load(dx2, dx2_l, dx2_d, t + j, c, l, inside).to(SUMS), gate * v, gate * x1
         dz0 += tl.load(taps + c * K + j, mask=inside, other=0) * g0

@@ -77,6 +77,11 @@ def scan_backward(
 
 
 @triton.jit
+def _product(a, b, SUMS: tl.constexpr, PRECISION: tl.constexpr):
+    return tl.dot(a, b, input_precision=PRECISION, out_dtype=SUMS)
+
+
+@triton.jit
 def _row(x, at, rows):
     """Row ``at`` of x; zeros where it has no such row."""
     return tl.sum(tl.where(rows == at, x, 0.0), axis=0)
@@ -115,6 +120,38 @@ def _far(s_re, s_im, powers, modes, n, SIGN: tl.constexpr, COMPLEX: tl.constexpr
     lost_re, lost_im = load_rows(powers, one + 1, modes, n, COMPLEX)
     a_re, a_im = a_re.to(tl.float64) + lost_re, a_im.to(tl.float64) + lost_im
     return times(a_re, a_im * SIGN, s_re, s_im, COMPLEX)
+
+
+@triton.jit
+def _carried(
+    x_re,
+    x_im,
+    carry_re,
+    carry_im,
+    reach_re,
+    reach_im,
+    powers,
+    rows,
+    modes,
+    n,
+    SIGN: tl.constexpr,
+    COMPLEX: tl.constexpr,
+):
+    """The states before ROWS chunks that add x, and the state after them all; SIGN -1 goes backwards, with conj(p).
+
+    ``carry`` is the state before the first of them, and ``reach`` the power of p from there to each.
+    """
+    LAST: tl.constexpr = ROWS - 1 if SIGN == 1 else 0
+    x_re, x_im = _states(x_re, x_im, powers, rows, modes, n, SIGN, COMPLEX)
+    old_re, old_im = carry_re.to(x_re.dtype), carry_im.to(x_re.dtype)
+    s_re, s_im = times(reach_re, reach_im * SIGN, old_re, old_im, COMPLEX)
+    carry_re, carry_im = _far(carry_re, carry_im, powers, modes, n, SIGN, COMPLEX)
+    s_re += _moved(x_re, SIGN, rows)
+    carry_re += _row(x_re, LAST, rows)[None, :]
+    if COMPLEX:
+        s_im += _moved(x_im, SIGN, rows)
+        carry_im += _row(x_im, LAST, rows)[None, :]
+    return s_re, s_im, carry_re, carry_im
 
 
 @triton.jit
@@ -175,22 +212,17 @@ def _forward(
         chunk = step * ROWS + rows
         t = chunk * CHUNK + time[None, :]
         x = tl.load(u + t, mask=t < length, other=0).to(SUMS)
-        local_re = tl.dot(x, read_re, input_precision=PRECISION, out_dtype=SUMS)
-        local_im = tl.dot(x, read_im, input_precision=PRECISION, out_dtype=SUMS) if COMPLEX else local_re
-        local_re, local_im = _states(local_re, local_im, powers, rows, modes, n, 1, COMPLEX)
-        past_re, past_im = times(since_re, since_im, carry_re.to(SUMS), carry_im.to(SUMS), COMPLEX)
-        carry_re, carry_im = _far(carry_re, carry_im, powers, modes, n, 1, COMPLEX)
-        past_re += _moved(local_re, 1, rows)
-        carry_re += _row(local_re, ROWS - 1, rows)[None, :]
-        if COMPLEX:
-            past_im += _moved(local_im, 1, rows)
-            carry_im += _row(local_im, ROWS - 1, rows)[None, :]
+        added_re = _product(x, read_re, SUMS, PRECISION)
+        added_im = _product(x, read_im, SUMS, PRECISION) if COMPLEX else added_re
+        past_re, past_im, carry_re, carry_im = _carried(
+            added_re, added_im, carry_re, carry_im, since_re, since_im, powers, rows, modes, n, 1, COMPLEX
+        )
         end_re += _row(past_re, full - step * ROWS, rows)
-        out = tl.dot(x, toeplitz, input_precision=PRECISION, out_dtype=SUMS)
-        out += tl.dot(past_re, write_re, input_precision=PRECISION, out_dtype=SUMS)
+        out = _product(x, toeplitz, SUMS, PRECISION)
+        out += _product(past_re, write_re, SUMS, PRECISION)
         if COMPLEX:
             end_im += _row(past_im, full - step * ROWS, rows)
-            out -= tl.dot(past_im, write_im, input_precision=PRECISION, out_dtype=SUMS)
+            out -= _product(past_im, write_im, SUMS, PRECISION)
         if KEEP:
             at = kept + chunk * Z * n + modes
             tl.store(at, past_re, mask=(chunk < blocks) & (modes < n))
@@ -236,15 +268,10 @@ def _backward(
     read_re, read_im = load_rows(powers, -time[None, :] + (CHUNK - 1), tl.arange(0, N)[:, None], n, COMPLEX)
     write_re, write_im = load_rows(powers, time[:, None] + CHUNK, modes, n, COMPLEX)
     until_re, until_im = load_rows(powers, -rows + (JUMPS + ROWS - 1), modes, n, COMPLEX)
-    # what the gradient of the last state gives to the state before the chunk that is not full, and to its inputs
     last_re, last_im = tl.zeros([1, N], SUMS), tl.zeros([1, N], SUMS)
     if HAS_END:
         last_re, last_im = _load_state(dlast + row * Z * n * d + channel, modes, n, d, COMPLEX)
-    p_re, p_im = load_rows(powers, rest - 1 - time[:, None], modes, n, COMPLEX)
-    to_inputs = tl.sum(p_re * last_re + p_im * last_im, axis=1) if COMPLEX else tl.sum(p_re * last_re, axis=1)
-    p_re, p_im = load_rows(powers, tl.zeros([1, 1], tl.int32) + rest, modes, n, COMPLEX)
-    start_re, start_im = times(p_re, -p_im, last_re, last_im, COMPLEX)
-
+    to_inputs, start_re, start_im = _from_last(last_re, last_im, powers, rest, modes, n, COMPLEX)
     carry_re, carry_im = tl.zeros([1, N], tl.float64), tl.zeros([1, N], tl.float64)
     end_re, end_im = tl.zeros([1, N], SUMS), tl.zeros([1, N], SUMS)
     djump_re, djump_im = tl.zeros([1, N], SUMS), tl.zeros([1, N], SUMS)
@@ -261,34 +288,27 @@ def _backward(
         at, there = kept + chunk * Z * n + modes, (chunk < blocks) & (chunk <= full) & (modes < n)
         s_re = tl.load(at, mask=there, other=0)
         s_im = tl.load(at + n, mask=there, other=0) if COMPLEX else s_re
-        # λ of these chunks, first as if there were nothing after them
         at_full = chunk == full
-        local_re = tl.dot(g, write_re, input_precision=PRECISION, out_dtype=SUMS) + tl.where(at_full, start_re, 0.0)
-        local_im = local_re
+        from_re = _product(g, write_re, SUMS, PRECISION) + tl.where(at_full, start_re, 0.0)
+        from_im = from_re
         if COMPLEX:
-            local_im = tl.where(at_full, start_im, 0.0) - tl.dot(g, write_im, input_precision=PRECISION, out_dtype=SUMS)
-        local_re, local_im = _states(local_re, local_im, powers, rows, modes, n, -1, COMPLEX)
-        after_re, after_im = times(until_re, -until_im, carry_re.to(SUMS), carry_im.to(SUMS), COMPLEX)
-        carry_re, carry_im = _far(carry_re, carry_im, powers, modes, n, -1, COMPLEX)
-        after_re += _moved(local_re, -1, rows)
-        carry_re += _row(local_re, 0, rows)[None, :]
-        if COMPLEX:
-            after_im += _moved(local_im, -1, rows)
-            carry_im += _row(local_im, 0, rows)[None, :]
-
-        out = tl.dot(g, toeplitz, input_precision=PRECISION, out_dtype=SUMS)
-        out += tl.dot(after_re, read_re, input_precision=PRECISION, out_dtype=SUMS)
+            from_im = tl.where(at_full, start_im, 0.0) - _product(g, write_im, SUMS, PRECISION)
+        after_re, after_im, carry_re, carry_im = _carried(
+            from_re, from_im, carry_re, carry_im, until_re, until_im, powers, rows, modes, n, -1, COMPLEX
+        )
+        out = _product(g, toeplitz, SUMS, PRECISION)
+        out += _product(after_re, read_re, SUMS, PRECISION)
         out += tl.where(at_full, to_inputs[None, :], 0.0)
         x, g_t = tl.trans(x), tl.trans(g)
-        dtoeplitz += tl.dot(x, g, input_precision=PRECISION, out_dtype=SUMS)
-        dread_re += tl.dot(x, after_re, input_precision=PRECISION, out_dtype=SUMS)
-        dwrite_re += tl.dot(g_t, s_re, input_precision=PRECISION, out_dtype=SUMS)
+        dtoeplitz += _product(x, g, SUMS, PRECISION)
+        dread_re += _product(x, after_re, SUMS, PRECISION)
+        dwrite_re += _product(g_t, s_re, SUMS, PRECISION)
         end_re += _row(s_re, full - step * ROWS, rows)[None, :]
         djump_re += tl.sum(s_re * after_re, axis=0)[None, :]
         if COMPLEX:
-            out += tl.dot(after_im, read_im, input_precision=PRECISION, out_dtype=SUMS)
-            dread_im += tl.dot(x, after_im, input_precision=PRECISION, out_dtype=SUMS)
-            dwrite_im -= tl.dot(g_t, s_im, input_precision=PRECISION, out_dtype=SUMS)
+            out += _product(after_im, read_im, SUMS, PRECISION)
+            dread_im += _product(x, after_im, SUMS, PRECISION)
+            dwrite_im -= _product(g_t, s_im, SUMS, PRECISION)
             end_im += _row(s_im, full - step * ROWS, rows)[None, :]
             djump_re += tl.sum(s_im * after_im, axis=0)[None, :]
             djump_im += tl.sum(s_re * after_im - s_im * after_re, axis=0)[None, :]
@@ -312,6 +332,16 @@ def _backward(
     )  # fmt: skip
     _store_state(sums, modes, n, d, dp_re, dp_im, COMPLEX)
     _store_state(sums + n * Z * d, modes, n, d, dr_re, dr_im, COMPLEX)
+
+
+@triton.jit
+def _from_last(last_re, last_im, powers, rest, modes, n, COMPLEX: tl.constexpr):
+    """What the gradient of the last state gives to the inputs of the chunk that is not full and the state before it."""
+    p_re, p_im = load_rows(powers, rest - 1 - tl.arange(0, CHUNK)[:, None], modes, n, COMPLEX)
+    to_inputs = tl.sum(p_re * last_re + p_im * last_im, axis=1) if COMPLEX else tl.sum(p_re * last_re, axis=1)
+    p_re, p_im = load_rows(powers, tl.zeros([1, 1], tl.int32) + rest, modes, n, COMPLEX)
+    start_re, start_im = times(p_re, -p_im, last_re, last_im, COMPLEX)
+    return to_inputs, start_re, start_im
 
 
 @triton.jit
