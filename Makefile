@@ -33,8 +33,14 @@ if ! { grep -qsF "$(CURDIR)/.venv" $(BIN)/activate && $(BIN)/python -Ic '$(WHOLE
 fi; \
 rm -f .venv/.installed-*; \
 PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
-  $(BIN)/python -m pip install --quiet --editable '.[$(1)]' && echo "$(KEY)" > .venv/.installed-$(1)
+  $(BIN)/python -m pip install --quiet --editable '.[$(1)]' $(if $(filter dev,$(1)),&& $(install-triton)) \
+  && echo "$(KEY)" > .venv/.installed-$(1)
 endef
+
+# Not among the constraints: a torch build for CUDA brings a Triton of its own. Its interpreter runs the GPU kernels in the
+# tests; where there is no wheel for the machine they are skipped, and say so.
+install-triton = { $(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet triton==3.6.0 \
+  || echo "No Triton for this machine: the tests of its kernels will be skipped." >&2; }
 
 .PHONY: help setup demo test fuzz sanitize lint types quality bench bench-long soak format clean
 
