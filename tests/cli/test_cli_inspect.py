@@ -56,6 +56,23 @@ def test_why_triton_kernels_do_not_run(run, monkeypatch, missing) -> None:
     assert run("inspect", "tiny-modal", "--kernels").out.endswith(f"\nTriton kernels: none, {missing}.\n")
 
 
+def test_the_machine_alone(run) -> None:
+    """Every op of the table is there, for one token and for many."""
+    report = json.loads(run("inspect", "--kernels", "--json").out)
+    assert {k["op"] for k in report["kernels"]} >= {"hyena_modal", "hyena_fir", "hyena_long"}
+    assert {k["new_tokens"] for k in report["kernels"]} == {1, 8192}
+    with switched_off():
+        out = run("inspect", "--kernels").out
+    assert "fused: compiled kernels are switched off" in out
+    assert "\nCompiled kernels: none, compiled kernels are switched off.\n" in out
+
+
+def test_neither_a_target_nor_kernels(run) -> None:
+    done = run("inspect")
+    assert done.code == 1
+    assert "nothing to inspect" in done.stderr
+
+
 def test_what_runs_without_them_and_why(run) -> None:
     with switched_off():
         report = json.loads(run("inspect", "tiny-modal", "--json", "-l", 10).out)

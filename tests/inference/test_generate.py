@@ -15,6 +15,7 @@ from crocuta.inference.generate import generate, stream
 from crocuta.inference.sampling import SamplingConfig
 from crocuta.inference.stop import StopText
 from crocuta.model.lm import Model
+from crocuta.model.step import Stepper
 from crocuta.tokenizers.bytes import ByteTokenizer
 from crocuta.tokenizers.dna import DNATokenizer
 
@@ -33,7 +34,13 @@ def extended(monkeypatch) -> list[tuple[int, int]]:
         calls.append(tuple(ids.shape))
         return original(self, ids, state, lengths, layer)
 
+    def stepped(self, ids, state):
+        calls.append((len(ids), 1))
+        return step(self, ids, state)
+
+    step = Stepper.step
     monkeypatch.setattr(Model, "extend_hidden", watched)
+    monkeypatch.setattr(Stepper, "step", stepped)
     return calls
 
 

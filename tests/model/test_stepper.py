@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import KINDS, ONLINE, VOCABULARY, loud, random_ids, tiny_config, tiny_model
+from tiny_models import KINDS, VOCABULARY, loud, random_ids, tiny_config, tiny_model
 from torch import Tensor
 
 from crocuta.config import (
@@ -219,7 +219,7 @@ def test_narrow_weights_cost_what_they_may():
     assert 1e-3 < errors[0] < 1e-2  # 8 bits of a mantissa are 4e-3, and roundings that average out
     assert 5e-3 < errors[1] < 6e-2
     sizes = [Stepper(model, w).nbytes for w in ("float32", "bfloat16", "int8")]
-    assert sizes[0] > 1.6 * sizes[1] > 2.5 * sizes[2]
+    assert sizes[1] > 1.5 * sizes[2] > 3 * sizes[0]  # in float32 it reads the model's own
 
 
 def test_log_probs_are_those_of_the_logits():
@@ -330,7 +330,7 @@ def test_ids_of_32_bits_and_every_other_one():
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_causal_model_is_refused(kind):
     assert rejects(tiny_config(kind)) is None
-    assert (len(Stepper(tiny_model(kind))._cuts) > 0) == (kind in ONLINE or not native(kind) or kind == "stripe")
+    assert (len(Stepper(tiny_model(kind))._cuts) > 0) == (not native(kind))
 
 
 def native(kind: str) -> bool:

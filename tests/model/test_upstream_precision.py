@@ -40,7 +40,7 @@ from crocuta.model.lm import Model
 from crocuta.model.norm import RMSNorm
 from crocuta.ops.attention import causal_attention
 from crocuta.ops.gate import fir_gate, fir_gate_stepwise
-from crocuta.ops.norm import rms_norm, rms_norm_stepwise
+from crocuta.ops.norm import add_rms_norm, add_rms_norm_stepwise
 from crocuta.ops.rope import inverse_frequencies
 
 BF16 = torch.bfloat16
@@ -179,10 +179,12 @@ def literal_logits(model: Model, ids: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("eps", [1e-6, EPS, 0.5])
 def test_norm(eps):
     x, scale = grid(300, 24, step=1 / 16, size=127, seed=1), grid(24, step=1 / 64, size=127, seed=2)
-    y = rms_norm_stepwise(x.to(BF16), scale.to(BF16), eps)
+    y = add_rms_norm_stepwise(x.to(BF16), None, scale.to(BF16), eps)[1]
     assert y.dtype == BF16
     assert torch.equal(y.float(), literal_norm(x, scale, eps))
-    assert not torch.equal(rms_norm(x.to(BF16), scale.to(BF16), eps, eps_inside_root=False), y), "the control"
+    assert not torch.equal(add_rms_norm(x.to(BF16), None, scale.to(BF16), eps, eps_inside_root=False)[1], y), (
+        "the control"
+    )
 
 
 def test_only_the_norm_with_eps_outside_the_root_is_rounded_so():
@@ -368,7 +370,10 @@ def test_gradients_of_an_op_are_those_of_the_exact_one(op):
     """But for roundings."""
     if op == "norm":
         inputs = grid(2, 40, 24, step=1 / 16, size=60, seed=1), grid(24, step=1 / 32, size=60, seed=2)
-        ops = lambda x, s: rms_norm_stepwise(x, s, EPS), lambda x, s: rms_norm(x, s, EPS, eps_inside_root=False)
+        ops = (
+            lambda x, s: add_rms_norm_stepwise(x, None, s, EPS)[1],
+            lambda x, s: add_rms_norm(x, None, s, EPS, eps_inside_root=False)[1],
+        )
     else:
         sizes = (2, 40, 24), (24, 3), (24,), (2, 2, 24)
         inputs = tuple(grid(*size, step=1 / 16, size=30, seed=i) for i, size in enumerate(sizes))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from crocuta.inference.prefix import Prefix
     from crocuta.inference.sampling import SamplingConfig
     from crocuta.model.lm import Model
+    from crocuta.ops.kernels.decode import Weights
     from crocuta.tokenizers.base import Tokenizer
 
 ROWS = 64
@@ -66,6 +67,10 @@ def generate(
     save_state: Annotated[
         str | None, typer.Option(metavar="FILE", help="Keep what was read and generated, to go on later.")
     ] = None,
+    weights: Annotated[
+        Literal["float32", "bfloat16", "int8"],
+        typer.Option(help="What decoding on a CPU reads: narrow copies are faster for long texts, and less exact."),
+    ] = "float32",
     max_memory: MaxMemory = None,
     device: Device = "auto",
     dtype: Dtype = None,
@@ -97,7 +102,7 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
     )
-    job = Job(loaded, tokenizer, sampling, max_tokens, samples, seed, tuple(stop or ()), ignore_eos, limit)
+    job = Job(loaded, tokenizer, sampling, max_tokens, samples, seed, tuple(stop or ()), ignore_eos, limit, weights)
     style = "text" if save_state else format or ("fasta" if kind == "fasta" else "text")
     if style == "fasta":
         _write_fasta(job.run(prompts), output, samples)
@@ -161,6 +166,7 @@ class Job:
     stop: tuple[str, ...]
     ignore_eos: bool
     max_memory: int | None = None
+    weights: Weights = "float32"
 
     def run(self, prompts: Sequence[Document]) -> Iterator[Result]:
         """Every sample of every prompt, in order; row r of all has the seed ``seed`` + r, however they are batched."""
@@ -180,6 +186,7 @@ class Job:
                 stop=self.stop,
                 ignore_eos=self.ignore_eos,
                 max_memory=self.max_memory,
+                weights=self.weights,
             )
             for row, generation in enumerate(generations):
                 yield Result(batch[generation.prompt], row % self.samples, generation)
@@ -198,6 +205,7 @@ class Job:
             stop=self.stop,
             ignore_eos=self.ignore_eos,
             max_memory=self.max_memory,
+            weights=self.weights,
             keep_state=save_state is not None,
         )
         for piece in pieces:

@@ -19,8 +19,12 @@ LENGTHS = (1024, 8192, 131_072, 1_048_576)
 
 def inspect(
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="Name of a preset or published model, config.json, or model folder.")
-    ],
+        str | None,
+        typer.Argument(
+            metavar="TARGET",
+            help="Name of a preset or published model, config.json, or model folder; --kernels needs none.",
+        ),
+    ] = None,
     length: Annotated[
         list[int] | None,
         typer.Option("--length", "-l", metavar="N", help="Tokens of a sequence; repeatable.  [default: 1k to 1M]"),
@@ -35,6 +39,11 @@ def inspect(
 
     Parameters, operations (FLOPs) of training and of generation, bytes of weights and of the state of a sequence.
     """
+    if target is None:
+        if not kernels:
+            raise InputError("nothing to inspect", expected="a TARGET, or --kernels alone for this machine")
+        typer.echo(json.dumps(_machine(), indent=2) if as_json else render_kernels(_machine()))
+        return
     config = read_target(target, filter_layout)
     report = describe(config, _lengths(config, length or ()))
     typer.echo(json.dumps(report, indent=2) if as_json else render(target, report, kernels=kernels))
@@ -126,8 +135,7 @@ def describe(config: BackboneConfig, lengths: list[int]) -> dict[str, Any]:
             for length in lengths
         ],
         "kernels": [kernel for length in dict.fromkeys([1, lengths[-1]]) for kernel in _kernels(config, length)],
-        "compiled": _compiled(),
-        "triton": _triton(),
+        **_libraries(),
         "config": config.to_json(),
     }
 
@@ -148,6 +156,19 @@ def _triton() -> str:
 
     reason = why_not()
     return f"none, {reason}" if reason else torch.cuda.get_device_name()
+
+
+def _machine() -> dict[str, Any]:
+    """What every op would run with here, for one token and for many: the ops of presets that have them all."""
+    from crocuta.presets import preset
+
+    configs = [preset(name) for name in ("tiny-evo2", "tiny-modal", "tiny-hyenadna")]
+    found = [kernel for length in (1, 8192) for config in configs for kernel in _kernels(config, length)]
+    return {"kernels": list({json.dumps(kernel): kernel for kernel in found}.values()), **_libraries()}
+
+
+def _libraries() -> dict[str, str]:
+    return {"compiled": _compiled(), "triton": _triton()}
 
 
 def _kernels(config: BackboneConfig, length: int) -> list[dict[str, Any]]:
@@ -180,8 +201,7 @@ def render(title: str, report: dict[str, Any], *, kernels: bool) -> str:
     if report["state_is_constant"]:
         sections.append("The state is the same for every length: nothing in this model grows with the text.")
     if kernels:
-        sections.append(_kernel_table(report["kernels"]))
-        sections.append(f"Compiled kernels: {report['compiled']}.\nTriton kernels: {report['triton']}.")
+        sections.append(render_kernels(report))
     return "\n\n".join(sections)
 
 
@@ -219,6 +239,12 @@ def _length_table(report: dict[str, Any]) -> str:
     if not report["causal"]:
         return _table([row[:3] for row in rows], left=set()) + "\n\nThis model looks ahead: it cannot generate."
     return _table(rows, left=set())
+
+
+def render_kernels(report: dict[str, Any]) -> str:
+    """Which kernels run, and why not the others, as text."""
+    libraries = f"Compiled kernels: {report['compiled']}.\nTriton kernels: {report['triton']}."
+    return f"{_kernel_table(report['kernels'])}\n\n{libraries}"
 
 
 def _kernel_table(kernels: list[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ A long text is made in turns, which any process may take up again:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -24,7 +24,13 @@ from crocuta.inference.sampling import Sampled, SamplingConfig, row_generators, 
 from crocuta.inference.stop import StopText
 from crocuta.model.lm import Model
 from crocuta.model.memory import Size
+from crocuta.model.state import ModelState
+from crocuta.model.step import Stepper, rejects_model
+from crocuta.ops.kernels.decode import Weights
 from crocuta.tokenizers.base import Tokenizer
+
+_LEAST = 8
+"""Tokens from which it pays to write the model's program: that takes as long as 1 to 4 tokens save."""
 
 FinishReason: TypeAlias = Literal["eos", "stop", "length"]
 
@@ -74,6 +80,7 @@ def generate(
     ignore_eos: bool = False,
     keep_state: bool = False,
     max_memory: Size | None = None,
+    weights: Weights = "float32",
 ) -> list[Generation]:
     """``samples`` continuations of each prompt; those of a prompt stand together. See ``stream``."""
     pieces = stream(
@@ -89,6 +96,7 @@ def generate(
         ignore_eos=ignore_eos,
         keep_state=keep_state,
         max_memory=max_memory,
+        weights=weights,
     )
     results = [Generation(prompt=row // samples) for row in range(len(_listed(prompts)) * samples)]
     for piece in pieces:
@@ -116,6 +124,7 @@ def stream(
     ignore_eos: bool = False,
     keep_state: bool = False,
     max_memory: Size | None = None,
+    weights: Weights = "float32",
 ) -> Iterator[Piece]:
     """Generate step by step; yields one ``Piece`` a live row and step. Row r continues prompt r // samples.
 
@@ -129,11 +138,16 @@ def stream(
     generation that was never interrupted. Stop strings are looked for in the new text only. ``max_memory``: bytes, or
     text such as "2GiB", that reading the prompts may take beyond the loaded model, states included.
 
+    On a CPU tokens are decoded by compiled code where that is possible. ``weights`` "bfloat16" or "int8" make it read
+    narrow copies of the matrices, a half or a quarter of their size, packed for this call: faster for long texts, and
+    less exact (``Stepper.log_probs`` tells by how much). Prompts are read with the model's own.
+
     Raises:
         InputError: no prompts, an empty prompt, ids outside the vocabulary, stop strings without a tokenizer, or
             more tokens than the model's filters are defined for.
         StateError: a prefix of another model.
         NonFiniteError: logits that are no distribution, naming the rows and the part of the state where it began.
+        KernelUnavailableError: narrow weights for a model, or on a machine, that cannot use them.
     """
     begun = [_begun(model, tokenizer, prompt, f"prompt {i}") for i, prompt in enumerate(_listed(prompts))]
     count, longest = len(begun) * samples, max(map(_length, begun))
@@ -144,17 +158,18 @@ def stream(
     texts = [StopText(tokenizer, stop) for _ in range(count)]
 
     with evaluating(model):
+        step = decoder(model, max_tokens, weights)
         room = longest + max_tokens
         rows = read_rows(model, begun, growing_room(model, room) if keep_state else room, max_memory)
         live = list(range(count))  # row numbers, in the order of the state's rows
         if samples > 1:
             rows = rows.select([row // samples for row in live])
-        for step in range(max_tokens):
+        for number in range(max_tokens):
             own = None if generators is None else [generators[row] for row in live]
             drawn = _drawn(rows, choice, own, live)
             going = []
             for place, (row, token, log_prob) in enumerate(zip(live, drawn.ids.tolist(), drawn.log_probs.tolist())):
-                text, reason = _read(texts[row], token, is_eos=token == eos, is_last=step == max_tokens - 1)
+                text, reason = _read(texts[row], token, is_eos=token == eos, is_last=number == max_tokens - 1)
                 if reason is None:
                     going.append(place)
                 kept = None
@@ -167,7 +182,17 @@ def stream(
             if len(going) < len(live):
                 live, rows = [live[place] for place in going], rows.select(going)
                 next_ids = next_ids[torch.tensor(going, device=next_ids.device)]
-            rows.logits = model.extend(next_ids[:, None], rows.state)[:, 0]
+            rows.logits = step(next_ids, rows.state)
+
+
+def decoder(model: Model, tokens: int, weights: Weights = "float32") -> Callable[[Tensor, ModelState], Tensor]:
+    """What reads the next token of each row, (ids [b], state) -> logits [b v], so many times: compiled if it can be.
+
+    Raises KernelUnavailableError where narrow weights are asked for and cannot be used.
+    """
+    if weights != "float32" or (tokens >= _LEAST and rejects_model(model) is None):
+        return Stepper(model, weights).step
+    return lambda ids, state: model.extend(ids[:, None], state)[:, 0]
 
 
 def _begun(model: Model, tokenizer: Tokenizer | None, prompt: TextOrIds | Prefix, name: str) -> Tensor | Prefix:

@@ -126,7 +126,7 @@ class Rope(Float32Module):
     def forward(self, x: Hidden, starts: Tensor) -> Tables:
         """cos and sin for the tokens of x [b l d], whose rows begin at position ``starts`` [b]: float32, or float64
         for a float64 x, on x's device. Upstream precision rounds their values to x's dtype."""
-        aligned = bool((starts == starts[0]).all())
+        aligned = not torch.compiler.is_compiling() and bool((starts == starts[0]).all())
         positions = (starts[:1] if aligned else starts)[:, None] + torch.arange(x.shape[1])
         if self.inverse is None:
             inverse = inverse_frequencies(self.head_size, self.config.base).to(x.device)

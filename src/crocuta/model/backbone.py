@@ -172,7 +172,9 @@ def check_ids(ids: Tensor, vocab_size: int) -> None:
         )
     if ids.numel() == 0:
         raise InputError("ids are empty", given=tuple(ids.shape), expected="at least one token")
-    if ids.device.type != "meta":
+    if torch.compiler.is_compiling():  # a graph cannot ask for values; this fails when it runs
+        torch._assert_async(((ids >= 0) & (ids < vocab_size)).all(), f"an id is not from 0 to {vocab_size - 1}")
+    elif ids.device.type != "meta":
         low, high = (int(x) for x in ids.aminmax())
         if low < 0 or high >= vocab_size:
             raise InputError(

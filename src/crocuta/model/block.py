@@ -54,10 +54,11 @@ class Block(nn.Module):
         return self._residual(x, self.mixer.extend(self.pre_norm(x), state, lengths))
 
     def _residual(self, x: Hidden, mixed: Hidden) -> Hidden:
-        x = x + F.dropout(mixed, self.dropout, self.training)
+        mixed = F.dropout(mixed, self.dropout, self.training)
         if self.mlp is None or self.post_norm is None:
-            return x
-        return x + F.dropout(self.mlp(self.post_norm(x)), self.dropout, self.training)
+            return x + mixed
+        x, normed = self.post_norm.add(x, mixed)
+        return x + F.dropout(self.mlp(normed), self.dropout, self.training)
 
 
 def build_mixer(config: MixerConfig, channels: int, precision: Precision) -> Mixer:

@@ -47,7 +47,7 @@ class CapturedStep:
         device = model.norm.scale.device
         self._ids = torch.zeros(state.batch, 1, dtype=torch.int64, device=device)
         self._positions = state.lengths.to(device, copy=True)
-        self._layers = [_placed(layer, self._positions) for layer in state.layers]
+        self._layers = on_device(state, self._positions)
         self._slots = [slot for layer in self._layers for slot in _replaced(layer)]
         self._addressed: list[object] = []
         self._logits: Tensor | None = None
@@ -127,9 +127,12 @@ def _check_capturable(state: ModelState) -> None:
             )
 
 
-def _placed(layer: State, positions: Tensor) -> State:
-    """The state that a captured step works on, in the same memory."""
-    return PlacedAttentionState(layer.keys, layer.values, positions) if isinstance(layer, AttentionState) else layer
+def on_device(state: ModelState, positions: Int[Tensor, " b"]) -> list[State]:
+    """The states of the layers for ``model.advance``, in the same memory; ``positions`` of the next tokens."""
+    return [
+        PlacedAttentionState(layer.keys, layer.values, positions) if isinstance(layer, AttentionState) else layer
+        for layer in state.layers
+    ]
 
 
 def _replaced(layer: State) -> Iterator[tuple[State, str, Tensor]]:

@@ -12,7 +12,7 @@ from crocuta.model.mixer import Mixer
 from crocuta.model.norm import build_norm
 from crocuta.model.state import FIRState, State
 from crocuta.ops.fir import fir, next_tail
-from crocuta.ops.glu import activate
+from crocuta.ops.mlp import activate
 from crocuta.types import Hidden
 
 

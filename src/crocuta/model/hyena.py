@@ -27,6 +27,7 @@ from crocuta.ops.blocks import compute_dtype
 from crocuta.ops.fir import next_tail
 from crocuta.ops.gate import fir_gate, fir_gate_stepwise
 from crocuta.ops.kernels.gpu import MOST_TAPS
+from crocuta.ops.kernels.library import runs_here
 from crocuta.types import Hidden
 
 Convolve: TypeAlias = Callable[[Hidden, Tensor | None], Hidden]
@@ -70,20 +71,24 @@ class HyenaMixer(Mixer):
             state.short.tail = next_tail(z, tail, lengths)
             short = ShortFilter(self.short_taps, self.short_bias, tail)
             return self.output(self.filter.fused(z, short, self.skip, state.long, lengths))
-        z = project(x, self.projection)
+        compiled = runs_here(x) and not self._stepwise(x)  # which wants the channels side by side, not time
+        z = self.projection(x) if compiled else project(x, self.projection)
         x2, u = self._fir_gate(z, self.short_taps, self.short_bias, state.short.tail)
         state.short.tail = next_tail(z, state.short.tail, lengths)
 
         def convolve(u: Hidden, skip: Tensor | None) -> Hidden:
             return self.filter.extend(u, skip, state.long, lengths)
 
-        return self._unproject(x2 * self._with_skip(convolve, u, self.skip), self.output)
+        y = x2 * self._with_skip(convolve, u, self.skip)
+        return self.output(y) if compiled else self._unproject(y, self.output)
 
     def _fuses(self, x: Hidden, *, continued: bool) -> bool:
         """Whether one operator does it all: where nothing between is to be rounded, and on a GPU for few taps."""
-        stepwise = self._rounds and (compute_dtype(x.dtype) != x.dtype or torch.is_autocast_enabled(x.device.type))
         many = self.config.short_taps > MOST_TAPS and x.device.type != "cpu"
-        return not (stepwise or many) and self.filter.fuses(x.device, x.shape[1], continued=continued)
+        return not (many or self._stepwise(x)) and self.filter.fuses(x.device, x.shape[1], continued=continued)
+
+    def _stepwise(self, x: Hidden) -> bool:
+        return self._rounds and (compute_dtype(x.dtype) != x.dtype or torch.is_autocast_enabled(x.device.type))
 
 
 def _skip_rule(config: FilterConfig, precision: Precision) -> Callable[[Convolve, Hidden, Tensor | None], Hidden]:

@@ -6,7 +6,7 @@ from torch import nn
 
 from crocuta.config import GatedMLPConfig, PlainMLPConfig
 from crocuta.model.linear import Linear
-from crocuta.ops.glu import activate, glu
+from crocuta.ops.mlp import Affine, mlp
 from crocuta.types import Hidden
 
 
@@ -21,9 +21,7 @@ class GatedMLP(nn.Module):
         self.down = Linear(config.intermediate_size, channels, bias=config.bias)
 
     def forward(self, x: Hidden) -> Hidden:
-        if self.gate.bias is not None:
-            return self.down(activate(self.gate(x), self.activation) * self.up(x))
-        return glu(x, self.gate.weight, self.up.weight, self.down.weight, self.activation)
+        return mlp(x, _affine(self.gate), _affine(self.up), _affine(self.down), self.activation)
 
 
 class PlainMLP(nn.Module):
@@ -36,4 +34,8 @@ class PlainMLP(nn.Module):
         self.down = Linear(config.intermediate_size, channels, bias=config.bias)
 
     def forward(self, x: Hidden) -> Hidden:
-        return self.down(activate(self.up(x), self.activation))
+        return mlp(x, None, _affine(self.up), _affine(self.down), self.activation)
+
+
+def _affine(layer: nn.Linear) -> Affine:
+    return Affine(layer.weight, layer.bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 
 import torch
 from torch import nn
@@ -12,7 +13,20 @@ from crocuta.ops import norm as ops
 from crocuta.types import Hidden
 
 
-class RMSNorm(nn.Module):
+class Norm(nn.Module, ABC):
+    """A norm over channels."""
+
+    scale: nn.Parameter
+
+    def forward(self, x: Hidden) -> Hidden:
+        return self.add(x, None)[1]
+
+    @abstractmethod
+    def add(self, x: Hidden, y: Hidden | None) -> tuple[Hidden, Hidden]:
+        """x + y (x where there is no y), and its norm."""
+
+
+class RMSNorm(Norm):
     """Root-mean-square norm over channels; where the eps stands is part of the configuration."""
 
     def __init__(self, config: RMSNormConfig, channels: int, precision: Precision = "exact") -> None:
@@ -20,17 +34,17 @@ class RMSNorm(nn.Module):
         self.config = config
         self.scale = nn.Parameter(torch.empty(channels))
         stepwise = precision == "upstream" and not config.eps_inside_root
-        self._norm = (
-            ops.rms_norm_stepwise
+        self._add = (
+            ops.add_rms_norm_stepwise
             if stepwise
-            else functools.partial(ops.rms_norm, eps_inside_root=config.eps_inside_root)
+            else functools.partial(ops.add_rms_norm, eps_inside_root=config.eps_inside_root)
         )
 
-    def forward(self, x: Hidden) -> Hidden:
-        return self._norm(x, self.scale, self.config.eps)
+    def add(self, x: Hidden, y: Hidden | None) -> tuple[Hidden, Hidden]:
+        return self._add(x, y, self.scale, self.config.eps)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Norm):
     """Mean and variance norm over channels, with scale and bias."""
 
     def __init__(self, config: LayerNormConfig, channels: int) -> None:
@@ -39,11 +53,11 @@ class LayerNorm(nn.Module):
         self.scale = nn.Parameter(torch.empty(channels))
         self.bias = nn.Parameter(torch.empty(channels))
 
-    def forward(self, x: Hidden) -> Hidden:
-        return ops.layer_norm(x, self.scale, self.bias, self.eps)
+    def add(self, x: Hidden, y: Hidden | None) -> tuple[Hidden, Hidden]:
+        return ops.add_layer_norm(x, y, self.scale, self.bias, self.eps)
 
 
-def build_norm(config: NormConfig, channels: int, precision: Precision) -> RMSNorm | LayerNorm:
+def build_norm(config: NormConfig, channels: int, precision: Precision) -> Norm:
     """The norm module of a configuration."""
     match config:
         case RMSNormConfig():

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crocuta.errors import StateError
-from crocuta.ops.online_conv import OnlineBuffers, OnlineTaps
+from crocuta.ops.kernels.online_conv import OnlineFilter
+from crocuta.ops.online_conv import OnlineBuffers
 
 
 class State:
@@ -182,17 +183,30 @@ class ModalState(State):
 
 @dataclass
 class OnlineState(State):
-    """The buffers of an online convolution, [b d p] and [b c d], float32; ``lengths`` [b] counts the inputs read."""
+    """The buffers of an online convolution, [b d p] and [b c d], float32; ``lengths`` [b] counts the inputs read.
+
+    On a CPU ``long`` has its channels side by side in memory, as the compiled step wants it: given otherwise, as from
+    a file or of selected rows, it is laid out anew.
+    """
 
     long: Tensor
     near: Tensor
     lengths: Tensor
 
     def __post_init__(self) -> None:
+        if self.long.device.type == "cpu":
+            self.long = self.long.transpose(1, 2).contiguous().transpose(1, 2)
         self.buffers = OnlineBuffers(self.long, self.near)
         """The same memory as the op wants it. Both are written in place, never replaced."""
-        self.taps: OnlineTaps | None = None
-        """The filter's, as last looked up."""
+        self.filter: OnlineFilter | None = None
+        """The filter's taps, as last looked up."""
+
+    def writable(self) -> OnlineBuffers:
+        """The buffers for a kernel to write into, which autograd does not see: copies if it watches them."""
+        if self.long.requires_grad or self.near.requires_grad:
+            self.long, self.near = self.long.detach().clone(), self.near.detach().clone()
+            self.__post_init__()
+        return self.buffers
 
     def fill(self, source: Self) -> None:
         """As for any state, but a buffer may have cut off outputs that were to come: as many as a tile has brought."""

@@ -1,9 +1,9 @@
 """Decoding by one native call a token: the whole model as one program, on the state that ``extend`` uses.
 
-``Stepper(model).step(ids, state)`` is ``model.extend(ids[:, None], state)[:, 0]``, but for rounding. Weights are packed
-once, in float32, bfloat16 or 8 bits, beside the model's own; they are packed anew when a parameter changes. What has no
-native form (a filter that is continued online, a mixer of another kind) is left to its own ``extend``: the program is
-cut there. States may be read by ``extend``, saved, joined and selected between steps as ever.
+``Stepper(model).step(ids, state)`` is ``model.extend(ids[:, None], state)[:, 0]``, but for rounding. Weights are read
+where the model has them, or packed in bfloat16 or 8 bits beside them; the program is written anew when a parameter
+changes. What has no native form (a mixer of another kind than Hyena's and attention) is left to its own ``extend``: the
+program is cut there. States may be read by ``extend``, saved, joined and selected between steps as ever.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from crocuta.model import precision
 from crocuta.model.attention import AttentionMixer, Rope
 from crocuta.model.backbone import check_ids
 from crocuta.model.block import Block
-from crocuta.model.filters import ExplicitFilter, Filter, ModalFilter
+from crocuta.model.filters import ExplicitFilter, ModalFilter
 from crocuta.model.fp8 import FP8Linear
 from crocuta.model.hyena import HyenaMixer
 from crocuta.model.lm import Model
@@ -33,7 +33,7 @@ from crocuta.model.lora import lora_layers
 from crocuta.model.mixer import Mixer
 from crocuta.model.mlp import GatedMLP
 from crocuta.model.norm import LayerNorm, RMSNorm
-from crocuta.model.state import FIRState, HyenaState, ModelState, State
+from crocuta.model.state import AttentionState, FIRState, HyenaState, ModelState, OnlineState, State
 from crocuta.ops import modal
 from crocuta.ops.kernels.decode import (
     LARGEST_HEAD,
@@ -41,11 +41,13 @@ from crocuta.ops.kernels.decode import (
     Addresses,
     Buffer,
     Finish,
-    Norm,
     Program,
     Weights,
 )
 from crocuta.ops.kernels.library import library, why_not
+from crocuta.ops.kernels.norm import Norm
+from crocuta.ops.kernels.online_conv import Bound, bound
+from crocuta.ops.online_conv import BLOCK
 from crocuta.ops.rope import inverse_frequencies
 
 _LOOK = 64
@@ -69,6 +71,29 @@ def rejects(config: ModelConfig, weights: Weights = "float32") -> str | None:
                 if rope is not None and config.hidden_size // heads > LARGEST_HEAD:
                     return f"block {index}: heads of {config.hidden_size // heads} channels: at most {LARGEST_HEAD}"
     return None
+
+
+def rejects_model(model: Model, weights: Weights = "float32") -> str | None:
+    """The same for this very model: what it is made of, and where."""
+    reason = rejects(model.config, weights)
+    if reason is not None:
+        return reason
+    if any(p.device.type != "cpu" for p in model.parameters()):
+        return "the model is not on the CPU"
+    if any(p.is_inference() for p in model.parameters()):
+        return "parameters made in torch.inference_mode do not count their changes"
+    for name, module in model.named_modules():
+        if not type(module).__module__.startswith(("crocuta.", "torch.nn.modules.")):
+            return f"{name} was replaced: {type(module).__name__}"
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"{name} has forward hooks, which would not be called"
+    dtype = model.norm.scale.dtype
+    if dtype not in (torch.float32, torch.float64):
+        return f"the model is {dtype}: load it in float32, and ask for narrow weights here"
+    if dtype == torch.float64 and weights != "float32":
+        return f"{weights} weights of a float64 model"
+    adapted = lora_layers(model)
+    return f"{next(iter(adapted))} has an adapter, which must be merged first" if adapted else None
 
 
 def _widest_sum(config: ModelConfig) -> int:
@@ -98,14 +123,14 @@ _Left = Callable[[State, list[Tensor]], None]
 class Stepper:
     """Decodes ``model``, one token of each row a call; see the module.
 
-    ``weights``: "float32" (as the model has them, also float64), "bfloat16" or "int8", which halve and quarter what is
-    read for a token, and cost accuracy in the products alone: norms, filters, states and attention are as ever. Dropout
-    is not applied. One ``Stepper`` serves one thread at a time. Raises KernelUnavailableError, with the reason, for a
-    model that it cannot decode.
+    ``weights``: "float32" (the model's own, also float64), "bfloat16" or "int8", packed copies which halve and quarter
+    what is read for a token, and cost accuracy in the products alone: norms, filters, states and attention are as ever.
+    Dropout is not applied. One ``Stepper`` serves one thread at a time. Raises KernelUnavailableError, with the reason,
+    for a model that it cannot decode.
     """
 
     def __init__(self, model: Model, weights: Weights = "float32") -> None:
-        reason = rejects(model.config, weights) or _unfit(model, weights)
+        reason = rejects_model(model, weights)
         if reason is not None:
             raise KernelUnavailableError("this model cannot be decoded natively", given=reason, fix="use model.extend")
         self.model = model
@@ -118,6 +143,7 @@ class Stepper:
         self._cuts: list[tuple[int, _Left, int]] = []
         self._seen: list[Callable[[], Tensor | None]] = []
         self._state_addresses = Addresses([])
+        self._online: list[Bound] = []
         self._buffers: list[Tensor] = []
         self._buffer_addresses = Addresses([])
         self._rows = 0
@@ -139,6 +165,10 @@ class Stepper:
         if ids.dtype != torch.int64 or not ids.is_contiguous():
             ids = ids.to(torch.int64).contiguous()
         states, buffers = self._bound(state), self._memory(len(ids))
+        if self._online:
+            for start in state.lengths.tolist():
+                if start % BLOCK == 0:
+                    self._begin_block(start)
         logits = torch.empty(len(ids), self.model.config.vocab_size, dtype=self._program.dtype)
         first = 0
         for last, left, layer in self._cuts:
@@ -182,20 +212,34 @@ class Stepper:
 
     def _bound(self, state: ModelState) -> int:
         """Where the addresses of the state's tensors are, each first laid out as the program reads it."""
-        tensors = [getattr(place.owner(state), place.name) for place in self._places]
-        if len(tensors) == len(self._seen) and all(seen() is tensor for seen, tensor in zip(self._seen, tensors)):
+        there = [getattr(place.owner(state), place.name) for place in self._places]
+        if len(there) == len(self._seen) and all(seen() is value for seen, value in zip(self._seen, there)):
             return self._state_addresses.address
-        values: list[Tensor | int] = []
-        for place, tensor in zip(self._places, tensors):
-            fitting = _fitting(tensor, place.name, self._program.dtype)
-            if fitting is not tensor:
-                setattr(place.owner(state), place.name, fitting)
-            values.append(fitting)
-            if place.name == "lengths" and place.layer is not None:  # the program wants the room of attention too
-                values.append(place.owner(state).keys.shape[1])
+        self._online = []
+        self._state_addresses = Addresses([value for place in self._places for value in self._values(place, state)])
         self._seen = [weakref.ref(getattr(place.owner(state), place.name)) for place in self._places]
-        self._state_addresses = Addresses(values)
         return self._state_addresses.address
+
+    def _values(self, place: _Place, state: ModelState) -> list[Tensor | int]:
+        """What the program wants of a place, which is first laid out as it reads it."""
+        owner = place.owner(state)
+        if isinstance(owner, OnlineState) and place.name == "buffers":
+            assert place.layer is not None
+            mixer = self.model.blocks[place.layer].mixer
+            assert isinstance(mixer, HyenaMixer)
+            with torch.no_grad():
+                self._online.append(bound(mixer.filter.online(owner), owner.writable(), mixer.skip))
+            return [self._online[-1].address]
+        value = getattr(owner, place.name)
+        fitting = _fitting(value, place.name, self._program.dtype)
+        if fitting is not value:
+            setattr(owner, place.name, fitting)
+        room = isinstance(owner, AttentionState) and place.name == "lengths"
+        return [fitting, owner.keys.shape[1]] if room else [fitting]
+
+    def _begin_block(self, start: int) -> None:
+        for held in self._online:
+            held.begin_block(start)
 
     def _memory(self, rows: int) -> list[Tensor]:
         if rows != self._rows:
@@ -289,8 +333,8 @@ class Stepper:
             program.long_fir(taps.repeat_interleave(filter_.channels // len(taps), 0), skip)
             self._places.append(_Place(layer, "long", "tail"))
         else:
-            self._cuts.append((len(program), functools.partial(_convolve, filter_, skip), layer))
-            program.gate(program.reserve(mixer.output.in_features, Buffer.MIXED))
+            program.online(mixer.output.in_features)
+            self._places += [_Place(layer, "long", name) for name in ("buffers", "lengths")]
 
     def _attention(self, layer: int, mixer: AttentionMixer) -> None:
         rope, size = mixer.rope, mixer.head_size
@@ -304,30 +348,10 @@ def _mix(mixer: Mixer, state: State, buffers: list[Tensor]) -> None:
     buffers[Buffer.MIXED].copy_(mixer.extend(buffers[Buffer.NORMED][:, None], state)[:, 0])
 
 
-def _convolve(filter_: Filter, skip: Tensor | None, state: State, buffers: list[Tensor]) -> None:
-    assert isinstance(state, HyenaState)
-    buffers[Buffer.MIXED].copy_(filter_.extend(buffers[Buffer.INPUT][:, None], skip, state.long, None)[:, 0])
-
-
 def _frequencies(rope: Rope | None, head_size: int) -> Tensor | None:
     if rope is None:
         return None
     return inverse_frequencies(head_size, rope.config.base) if rope.inverse is None else rope.inverse
-
-
-def _unfit(model: Model, weights: Weights) -> str | None:
-    """Why this very model cannot be packed, whatever its configuration."""
-    if any(p.device.type != "cpu" for p in model.parameters()):
-        return "the model is not on the CPU"
-    if any(p.is_inference() for p in model.parameters()):
-        return "parameters made in torch.inference_mode do not count their changes"
-    dtype = model.norm.scale.dtype
-    if dtype not in (torch.float32, torch.float64):
-        return f"the model is {dtype}: load it in float32, and ask for narrow weights here"
-    if dtype == torch.float64 and weights != "float32":
-        return f"{weights} weights of a float64 model"
-    adapted = lora_layers(model)
-    return f"{next(iter(adapted))} has an adapter, which must be merged first" if adapted else None
 
 
 _version = operator.attrgetter("_version")

@@ -1,4 +1,8 @@
-"""RMSNorm with eps inside or outside the root, and LayerNorm; statistics in float32 (or float64)."""
+"""RMSNorm with eps inside or outside the root, and LayerNorm; statistics in float32 (or float64).
+
+Each takes what is to be added first, and then gives the sum as well: the residual stream and its norm, in one pass over
+memory where there is a compiled kernel.
+"""
 
 from __future__ import annotations
 
@@ -8,36 +12,68 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crocuta.ops.blocks import compute_dtype
+from crocuta.ops.kernels.library import runs_here
+from crocuta.ops.kernels.norm import Norm
 
 
-def rms_norm(
-    x: Float[Tensor, "*b d"], scale: Float[Tensor, " d"], eps: float, *, eps_inside_root: bool
-) -> Float[Tensor, "*b d"]:
-    """scale · x / sqrt(mean(x²) + eps) (StripedHyena-7B), or scale · x / (sqrt(mean(x²)) + eps) (Evo).
+def add_rms_norm(
+    x: Float[Tensor, "*b d"],
+    y: Float[Tensor, "*b d"] | None,
+    scale: Float[Tensor, " d"],
+    eps: float,
+    *,
+    eps_inside_root: bool,
+) -> tuple[Float[Tensor, "*b d"], Float[Tensor, "*b d"]]:
+    """s = x + y, and scale · s / sqrt(mean(s²) + eps) (StripedHyena-7B), or scale · s / (sqrt(mean(s²)) + eps) (Evo).
 
-    Computed in float32 (or float64), returned in x's dtype. Saves x and one number a row.
+    The sum in x's dtype (x itself where y is None), the norm in float32 (or float64), returned in x's dtype. Saves s
+    and two numbers a row.
     """
-    dtype = compute_dtype(x.dtype)
-    return _RMSNorm.apply(x.to(dtype), scale.to(dtype), eps, eps_inside_root).to(x.dtype)
+    kind = Norm.RMS_INSIDE if eps_inside_root else Norm.RMS_OUTSIDE
+    if runs_here(x):
+        return _compiled(x, y, scale, None, eps, kind)
+    s, dtype = x if y is None else x + y, compute_dtype(x.dtype)
+    return s, _RMSNorm.apply(s.to(dtype), scale.to(dtype), eps, eps_inside_root).to(x.dtype)
 
 
-def rms_norm_stepwise(x: Float[Tensor, "*b d"], scale: Float[Tensor, " d"], eps: float) -> Float[Tensor, "*b d"]:
-    """scale · (x / (‖x‖₂ · d^-1/2 + eps)) with every step rounded to x's dtype, as Evo and Evo 2 compute it.
+def add_rms_norm_stepwise(
+    x: Float[Tensor, "*b d"], y: Float[Tensor, "*b d"] | None, scale: Float[Tensor, " d"], eps: float
+) -> tuple[Float[Tensor, "*b d"], Float[Tensor, "*b d"]]:
+    """scale · (s / (‖s‖₂ · d^-1/2 + eps)) with every step rounded to x's dtype, as Evo and Evo 2 compute it.
 
-    The sum of squares alone is in float32. For float32 and float64 this is ``rms_norm``, to the bit.
+    The sum of squares alone is in float32. For float32 and float64 this is ``add_rms_norm``, to the bit.
     """
     if compute_dtype(x.dtype) == x.dtype:
-        return rms_norm(x, scale, eps, eps_inside_root=False)
-    rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
-    return scale.to(x.dtype) * (x / (rms + eps))
+        return add_rms_norm(x, y, scale, eps, eps_inside_root=False)
+    s = x if y is None else x + y
+    rms = torch.linalg.vector_norm(s, dim=-1, keepdim=True) * s.shape[-1] ** -0.5
+    return s, scale.to(s.dtype) * (s / (rms + eps))
 
 
-def layer_norm(
-    x: Float[Tensor, "*b d"], scale: Float[Tensor, " d"], bias: Float[Tensor, " d"], eps: float
-) -> Float[Tensor, "*b d"]:
-    """scale · (x - mean) / sqrt(var + eps) + bias in float32 (or float64), returned in x's dtype."""
+def add_layer_norm(
+    x: Float[Tensor, "*b d"],
+    y: Float[Tensor, "*b d"] | None,
+    scale: Float[Tensor, " d"],
+    bias: Float[Tensor, " d"],
+    eps: float,
+) -> tuple[Float[Tensor, "*b d"], Float[Tensor, "*b d"]]:
+    """s = x + y, and scale · (s - mean) / sqrt(var + eps) + bias; dtypes as in ``add_rms_norm``."""
+    if runs_here(x):
+        return _compiled(x, y, scale, bias, eps, Norm.LAYER)
+    s, dtype = x if y is None else x + y, compute_dtype(x.dtype)
+    return s, F.layer_norm(s.to(dtype), scale.shape, scale.to(dtype), bias.to(dtype), eps).to(x.dtype)
+
+
+def _compiled(
+    x: Tensor, y: Tensor | None, scale: Tensor, bias: Tensor | None, eps: float, kind: Norm
+) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(x.dtype)
-    return F.layer_norm(x.to(dtype), scale.shape, scale.to(dtype), bias.to(dtype), eps).to(x.dtype)
+    constants = scale.to(dtype), None if bias is None else bias.to(dtype), eps, int(kind)
+    if dtype != x.dtype or (y is not None and y.dtype != dtype):  # the sum is rounded before its norm
+        s = x if y is None else x + y
+        return s, torch.ops.crocuta.add_norm(s.to(dtype), None, *constants)[1].to(s.dtype)
+    s, n, _, _ = torch.ops.crocuta.add_norm(x, y, *constants)
+    return (x if y is None else s), n
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -50,6 +50,8 @@ class OnlineBuffers:
         self.near = near
         """The current block of BLOCK positions."""
         self.dtype = near.dtype
+        self.bound: object = None
+        """What the compiled step keeps of them (kernels.online_conv)."""
         self._views: list[tuple[Tensor, Tensor] | None] = [None] * BLOCK
         self._rows: list[OnlineBuffers] = []
 
@@ -78,8 +80,9 @@ class OnlineTaps:
         self.taps = taps
         self.period = period(taps.shape[1])
         near = F.pad(taps[:, :BLOCK], (0, max(0, BLOCK - taps.shape[1]))).repeat_interleave(channels // len(taps), 0)
-        near = near.t().contiguous()
-        self.steps = [near[: BLOCK - place] for place in range(BLOCK)]
+        self.near = near.t().contiguous()
+        """What an input is multiplied by for the outputs of its own block, [c d]."""
+        self.steps = [self.near[: BLOCK - place] for place in range(BLOCK)]
         """For an input at each place of a block, what it is multiplied by for the outputs of the rest of the block."""
         self._spectra: dict[int, Tensor] = {}
 

@@ -12,8 +12,12 @@ from crocuta.inference import sampling
 from crocuta.inference.sampling import SamplingConfig, row_generators
 from crocuta.ops import norm, reference
 from crocuta.ops.attention import causal_attention
-from crocuta.ops.glu import activate
+from crocuta.ops.fft_conv import fft_convolution
 from crocuta.ops.kernels.decode import BLOCK, Addresses, Buffer, Finish, Norm, Program, interleave, pack, sample
+from crocuta.ops.kernels.online_conv import OnlineFilter
+from crocuta.ops.kernels.online_conv import bound as bind
+from crocuta.ops.mlp import activate
+from crocuta.ops.online_conv import OnlineBuffers, online_convolution
 from crocuta.ops.rope import inverse_frequencies, rotate, rotation
 
 pytestmark = needs_library
@@ -139,7 +143,7 @@ def test_an_exponential_of_nan_is_nan():
 
 @each_isa
 @pytest.mark.parametrize("weights", FORMATS)
-@pytest.mark.parametrize("size", [(1, 5), (32, 32), (33, 40), (100, 64)], ids=str)
+@pytest.mark.parametrize("size", [(2, 5), (32, 32), (33, 40), (100, 64)], ids=str)
 def test_gated_products_and_their_biases(isa, weights, size):
     gate, up = normal(*size) / size[1] ** 0.5, normal(*size, seed=1)
     biases = normal(size[0], seed=2), normal(size[0], seed=3)
@@ -183,9 +187,23 @@ def test_rows_of_zeros_and_of_the_largest_numbers_in_8_bits(isa):
 
 def test_packed_matrices_are_as_small_as_they_say():
     matrix = normal(64, 96)
-    sizes = [pack(matrix, weights).weights.nbytes for weights in FORMATS]
-    assert sizes == [64 * 96 * size for size in (4, 2, 1)]
+    assert [pack(matrix, weights).weights.nbytes for weights in ("bfloat16", "int8")] == [64 * 96 * 2, 64 * 96]
     assert pack(matrix[:33], "int8").weights.shape[0] * BLOCK == 64
+
+
+@WIDE
+def test_matrices_are_read_where_they_are(dtype):
+    """And copied where they lie otherwise, or have another dtype."""
+    matrix, x = normal(40, 24, dtype=dtype), normal(2, 24, seed=1, dtype=dtype)
+    program, turned = Program(dtype, "float32"), Program(dtype, "float32")
+    program.linear(matrix, None, Buffer.NORMED, Buffer.LOGITS)
+    turned.linear(matrix.t().contiguous().t(), None, Buffer.NORMED, Buffer.LOGITS)
+    assert (program.nbytes, turned.nbytes) == (0, matrix.nbytes)
+    before = matrix.clone()
+    matrix.mul_(3)
+    assert relative_error(run(program, 2, {Buffer.NORMED: x}, Buffer.LOGITS), x @ matrix.t()) < bound(dtype)
+    assert relative_error(run(turned, 2, {Buffer.NORMED: x}, Buffer.LOGITS), x @ before.t()) < bound(dtype)
+    assert relative_error(product(before.bfloat16(), None, x, "float32"), x @ before.bfloat16().to(dtype).t()) < 1e-6
 
 
 def test_interleaved_rows_come_in_blocks():
@@ -205,9 +223,9 @@ def test_interleaved_rows_come_in_blocks():
 def test_norms(isa, dtype, d):
     x, scale, bias = normal(3, d, dtype=dtype) + 2, normal(d, seed=1, dtype=dtype), normal(d, seed=2, dtype=dtype)
     expected = {
-        Norm.RMS_INSIDE: norm.rms_norm(x.double(), scale.double(), 1e-2, eps_inside_root=True),
-        Norm.RMS_OUTSIDE: norm.rms_norm(x.double(), scale.double(), 1e-2, eps_inside_root=False),
-        Norm.LAYER: norm.layer_norm(x.double(), scale.double(), bias.double(), 1e-2),
+        Norm.RMS_INSIDE: norm.add_rms_norm(x.double(), None, scale.double(), 1e-2, eps_inside_root=True)[1],
+        Norm.RMS_OUTSIDE: norm.add_rms_norm(x.double(), None, scale.double(), 1e-2, eps_inside_root=False)[1],
+        Norm.LAYER: norm.add_layer_norm(x.double(), None, scale.double(), bias.double(), 1e-2)[1],
     }
     for kind, truth in expected.items():
         program = Program(dtype, "float32")
@@ -321,17 +339,44 @@ def test_attention_on_rows_of_different_lengths(isa, dtype, heads):
     assert torch.stack([keys[row, length + 1 :].isnan().all() for row, length in enumerate(lengths)]).all()
 
 
-def test_gates_sums_and_counts():
-    program, stream, mixed, gate = Program(torch.float32, "float32"), normal(2, 300), normal(2, 300), normal(2, 300)
-    for buffer in (Buffer.STREAM, Buffer.GATE):
-        program.reserve(300, buffer)
-    program.gate(300)
+def test_sums_and_counts():
+    program, stream, mixed = Program(torch.float32, "float32"), normal(2, 300), normal(2, 300)
+    program.reserve(300, Buffer.STREAM)
     program.residual(300)
     program.count()
     lengths = torch.tensor([5, 9])
-    y = run(program, 2, {Buffer.STREAM: stream, Buffer.MIXED: mixed, Buffer.GATE: gate}, Buffer.STREAM, [lengths])
-    assert relative_error(y, stream.double() + mixed.double() * gate) < 1e-6
+    y = run(program, 2, {Buffer.STREAM: stream, Buffer.MIXED: mixed}, Buffer.STREAM, [lengths])
+    assert relative_error(y, stream.double() + mixed.double()) < 1e-6
     assert lengths.tolist() == [6, 10]
+
+
+@each_isa
+def test_online_convolutions(isa):
+    """Over two blocks, of rows at different places; a tile is shared by threads."""
+    u, gate, taps, skip = (
+        normal(*s, seed=i, dtype=torch.float64) for i, s in enumerate([(2, 150, 70)] * 2 + [(7, 150), (70,)])
+    )
+    long, near = (
+        torch.zeros(2, 192, 70, dtype=torch.float64).transpose(1, 2),
+        torch.zeros(2, 64, 70, dtype=torch.float64),
+    )
+    buffers, made, lengths = OnlineBuffers(long, near), OnlineFilter(taps, 70), torch.tensor([0, 20])
+    online_convolution(u[1:, :20], made.plain, buffers.row(1), [0], None, skip)
+    program = Program(torch.float64, "float32")
+    program.online(70)
+    for buffer in (Buffer.GATE, Buffer.INPUT):
+        program.reserve(70, buffer)
+    truth = gate * fft_convolution(u, taps, skip)
+    rows = torch.arange(2)
+    with on(isa), threads(2):
+        held = bind(made, buffers, skip)
+        for t in range(130):
+            at = lengths.clone()
+            held.begin_block(t // 64 * 64)
+            given = {Buffer.GATE: gate[rows, at], Buffer.INPUT: u[rows, at]}
+            y = run(program, 2, given, Buffer.MIXED, [held.address, lengths])
+            assert relative_error(y, truth[rows, at]) < 1e-10
+            assert lengths.tolist() == [t + 1, t + 21]
 
 
 # --- sampling -----------------------------------------------------------------------------------------------------

@@ -35,7 +35,14 @@ def make_buffers(
 
 def token_by_token(u: Tensor, taps: Tensor, longest: int | None = None, skip: Tensor | None = None) -> Tensor:
     made, held = OnlineFilter(taps, u.shape[2]), make_buffers(len(u), u.shape[2], taps.shape[1], longest, taps.dtype)
-    return torch.cat([online_step(u[:, t : t + 1], made, held, [t] * len(u), skip) for t in range(u.shape[1])], dim=1)
+    return torch.cat([step(u[:, t : t + 1], made, held, [t] * len(u), skip) for t in range(u.shape[1])], dim=1)
+
+
+def step(u: Tensor, made: OnlineFilter, held: OnlineBuffers, starts: list[int], skip: Tensor | None = None) -> Tensor:
+    lengths = torch.tensor(starts)
+    y = online_step(u, made, held, lengths, skip)
+    assert lengths.tolist() == [start + 1 for start in starts]
+    return y
 
 
 def test_it_is_the_specification():
@@ -85,7 +92,7 @@ def test_it_goes_on_from_what_the_torch_op_leaves_and_the_other_way(first):
     u, taps = randn(2, 400, 9), randn(3, 400, seed=1)
     compiled, plain, held = OnlineFilter(taps, 9), OnlineTaps(taps, 9), make_buffers(2, 9, 400, 400)
     outputs = [online_convolution(u[:, :first], plain, held, [0, 0])] if first else []
-    outputs += [online_step(u[:, t : t + 1], compiled, held, [t, t]) for t in range(first, 300)]
+    outputs += [step(u[:, t : t + 1], compiled, held, [t, t]) for t in range(first, 300)]
     outputs.append(online_convolution(u[:, 300:], plain, held, [300, 300]))
     assert relative_error(torch.cat(outputs, dim=1), by_torch(u, taps)) < 1e-12
 
@@ -98,7 +105,7 @@ def test_rows_at_different_places(isa):
     expected = by_torch(u, taps)
     with on(isa):
         for t in range(300 - ahead):
-            y = online_step(torch.stack([u[0, t : t + 1], u[1, ahead + t : ahead + t + 1]]), made, held, [t, ahead + t])
+            y = step(torch.stack([u[0, t : t + 1], u[1, ahead + t : ahead + t + 1]]), made, held, [t, ahead + t])
             wanted = torch.stack([expected[0, t : t + 1], expected[1, ahead + t : ahead + t + 1]])
             torch.testing.assert_close(y, wanted, rtol=0, atol=1e-10)
 
@@ -126,7 +133,7 @@ def test_a_filter_follows_its_buffers():
     """Two states in turn, as in beam search: nothing of the one is left in the other."""
     u, taps = randn(2, 70, 4), randn(4, 70, seed=1)
     made, states = OnlineFilter(taps, 4), [make_buffers(1, 4, 70) for _ in range(2)]
-    outputs = [[online_step(u[i : i + 1, t : t + 1], made, states[i], [t]) for i in range(2)] for t in range(70)]
+    outputs = [[step(u[i : i + 1, t : t + 1], made, states[i], [t]) for i in range(2)] for t in range(70)]
     got = torch.cat([torch.cat(pair) for pair in outputs], dim=1)
     assert relative_error(got, by_torch(u, taps)) < 1e-12
 
@@ -134,10 +141,10 @@ def test_a_filter_follows_its_buffers():
 def test_buffers_that_do_not_fit_are_refused():
     made, held, u = OnlineFilter(randn(4, 200), 4), make_buffers(1, 4, 200, 100), randn(1, 1, 4)
     with pytest.raises(StateError, match="is full: got 128 inputs read"):
-        online_step(u, made, held, [128])
+        step(u, made, held, [128])
     with pytest.raises(StateError, match="channels apart"):
-        online_step(u, made, OnlineBuffers(torch.zeros(1, 4, 128, dtype=u.dtype), held.near), [0])
+        step(u, made, OnlineBuffers(torch.zeros(1, 4, 128, dtype=u.dtype), held.near), [0])
     with pytest.raises(StateError, match="do not fit its filter"):
-        online_step(u, OnlineFilter(randn(4, 200).float(), 4), held, [0])
+        step(u, OnlineFilter(randn(4, 200).float(), 4), held, [0])
     with pytest.raises(StateError, match="inputs do not fit"):
-        online_step(randn(2, 1, 4), made, held, [0, 0])
+        step(randn(2, 1, 4), made, held, [0, 0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,9 @@ from torch import Tensor
 
 from crocuta.model.precision import Float32Module
 from crocuta.model.state import OnlineState, State, check_room
-from crocuta.ops.online_conv import BLOCK, OnlineTaps, online_convolution
+from crocuta.ops.kernels.library import library
+from crocuta.ops.kernels.online_conv import OnlineFilter, online_step
+from crocuta.ops.online_conv import BLOCK, online_convolution
 from crocuta.types import Hidden
 
 
@@ -65,6 +66,10 @@ class Filter(Float32Module):
         """
         raise AssertionError("asked for where fuses() is false")
 
+    def online(self, state: OnlineState) -> OnlineFilter:
+        """The taps that continue ``state``, which ``init_state`` made, as an online convolution."""
+        raise AssertionError("this filter has a recurrence, or few taps")
+
 
 # --- filters without a recurrence ---
 
@@ -72,25 +77,38 @@ class Filter(Float32Module):
 def online_state(batch: int, channels: int, length: int, *, device: torch.device, dtype: torch.dtype) -> OnlineState:
     """Empty buffers for ``length`` inputs a row, float32 or wider."""
     wide = torch.promote_types(dtype, torch.float32)
-    long, near = (torch.zeros(batch, *s, device=device, dtype=wide) for s in ((channels, length), (BLOCK, channels)))
-    return OnlineState(long, near, torch.zeros(batch, dtype=torch.int64))
+    long, near = (torch.zeros(batch, c, channels, device=device, dtype=wide) for c in (length, BLOCK))
+    return OnlineState(long.transpose(1, 2), near, torch.zeros(batch, dtype=torch.int64))
 
 
 def extend_online(
+    filter_: Filter,
     u: Hidden,
     skip: Tensor | None,
-    make_taps: Callable[[], OnlineTaps],
     state: OnlineState,
     lengths: Tensor | None,
     longest: int | None,
 ) -> Hidden:
-    """``online_convolution`` on a state whose rows may reach ``longest`` inputs."""
-    starts, counts = state.lengths.tolist(), None if lengths is None else lengths.tolist()
+    """The online convolution continued on a state whose rows may reach ``longest`` inputs.
+
+    A token of each row goes to the compiled step where there is one, all else to ``online_convolution``.
+    """
+    starts = state.lengths.tolist()
     if longest is not None and max(starts) + u.shape[1] > longest:
         check_room(state.lengths, u.shape[1] if lengths is None else lengths.cpu(), longest, "filter's")
-    if state.taps is None or starts[0] % BLOCK == 0 or torch.is_grad_enabled():
-        state.taps = make_taps()  # asking whether parameters have changed takes longer than a token's arithmetic
+    if state.filter is None or starts[0] % BLOCK == 0 or torch.is_grad_enabled():
+        state.filter = filter_.online(state)  # asking whether parameters have changed takes longer than a token
+    if lengths is None and _steps_here(u):
+        return online_step(u, state.filter, state.writable(), state.lengths, skip)
     skip = skip if skip is None or skip.dtype == u.dtype else skip.to(u.dtype)
-    y = online_convolution(u, state.taps, state.buffers, starts, counts, skip)
+    counts = None if lengths is None else lengths.tolist()
+    y = online_convolution(u, state.filter.plain, state.buffers, starts, counts, skip)
     state.lengths.add_(u.shape[1] if lengths is None else lengths.cpu())
     return y
+
+
+def _steps_here(u: Hidden) -> bool:
+    """Whether the compiled step takes it: a token, which neither autograd nor a compiler need see."""
+    if u.shape[1] != 1 or not u.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return library() is not None

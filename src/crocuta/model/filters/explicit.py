@@ -17,7 +17,8 @@ from crocuta.ops.fft_conv import fft_convolution
 from crocuta.ops.fir import fir, next_tail
 from crocuta.ops.kernels import fir as kernels
 from crocuta.ops.kernels.hyena_fft import hyena_fft
-from crocuta.ops.online_conv import OnlineTaps, buffer_length
+from crocuta.ops.kernels.online_conv import OnlineFilter
+from crocuta.ops.online_conv import buffer_length
 from crocuta.types import Hidden
 
 
@@ -58,7 +59,7 @@ class ExplicitFilter(Filter):
 
     def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
         if isinstance(state, OnlineState):
-            return extend_online(u, skip, self._online_taps, state, lengths, None)
+            return extend_online(self, u, skip, state, lengths, None)
         assert isinstance(state, FIRState)
         y = self._toeplitz(u, skip, state.tail)
         state.tail = next_tail(u, state.tail, lengths)
@@ -92,5 +93,7 @@ class ExplicitFilter(Filter):
         y = fir(u, self.taps(self.config.taps), None, tail)
         return y if skip is None else y + skip.to(u.dtype) * u
 
-    def _online_taps(self) -> OnlineTaps:
-        return self._memo.get("online", self._weights(), lambda: OnlineTaps(self.taps(self.config.taps), self.channels))
+    def online(self, state: OnlineState) -> OnlineFilter:
+        return self._memo.get(
+            "online", self._weights(), lambda: OnlineFilter(self.taps(self.config.taps), self.channels)
+        )

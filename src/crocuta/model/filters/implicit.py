@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +31,12 @@ from crocuta.ops.dispatch import Case, choose
 from crocuta.ops.fft_conv import fft_convolution, filter_spectrum
 from crocuta.ops.kernels.fft_conv import filter_spectrum as compiled_spectrum
 from crocuta.ops.kernels.hyena_fft import hyena_fft
-from crocuta.ops.online_conv import OnlineTaps, buffer_length
+from crocuta.ops.kernels.online_conv import OnlineFilter
+from crocuta.ops.online_conv import buffer_length
+from crocuta.ops.window import decay_window, plain_decay_window
 from crocuta.types import Hidden
+
+DecayWindow: TypeAlias = Callable[[Tensor, Tensor, float, float], Tensor]
 
 
 class ImplicitFilter(Filter):
@@ -86,12 +92,14 @@ class ImplicitFilter(Filter):
     @full_precision
     def _make_taps(self, like: Tensor, length: int) -> Float[Tensor, "g k"]:
         if self.config.normalise is None:
-            return self._unnormalised(like, length).t().contiguous()
+            return self._unnormalised(like, length)
         taps = self._unnormalised(like, self.config.max_length)  # the norm is that of the whole filter
-        size = taps.abs().sum(0) if self.config.normalise == "absolute" else taps.square().sum(0).sqrt()
-        return (taps[:length] / size.clamp(min=torch.finfo(taps.dtype).tiny)).t().contiguous()
+        size = taps.abs().sum(1) if self.config.normalise == "absolute" else taps.square().sum(1).sqrt()
+        return taps[:, :length] / size.clamp(min=torch.finfo(taps.dtype).tiny)[:, None]
 
-    def _unnormalised(self, like: Tensor, length: int, step: int = 1) -> Float[Tensor, "k g"]:
+    def _unnormalised(
+        self, like: Tensor, length: int, step: int = 1, window: DecayWindow = decay_window
+    ) -> Float[Tensor, "g k"]:
         """Every ``step``-th tap of the first ``length``: the MLP over positions in the dtype and place of ``like``."""
         config = self.config
         source = self._shares[0] or self
@@ -103,25 +111,28 @@ class ImplicitFilter(Filter):
         for layer in source.layers:
             assert isinstance(layer, nn.Linear)
             x = source.activate(F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))).to(like.dtype)
-        taps = self.output(x)
+        weight, bias = self.output.weight, self.output.bias  # this way round the taps of a filter lie side by side
+        taps = torch.mm(weight, x.t()) if bias is None else torch.addmm(bias[:, None], weight, x.t())
         if config.bound:
             taps = torch.tanh(taps)
         rates = self.rates(like)
-        if rates is not None:
-            assert config.window is not None
-            taps = taps * (torch.exp(-_positions(config, length, like)[::step] * rates) + config.window.shift)
-        return taps
+        if rates is None:
+            return taps
+        assert config.window is not None
+        return window(taps, rates, config.window.shift, step / max(1, config.max_length - 1))
 
     def energy(self) -> Float[Tensor, " g"]:
         """Σ h[t]² over max_length before normalisation, of at most 4,096 evenly spaced taps."""
-        return self.config.max_length * self._sample().square().mean(0)
+        return self.config.max_length * self._sample().square().mean(1)
 
     def mean(self) -> Float[Tensor, " g"]:
         """The mean tap over max_length before normalisation, of at most 4,096 evenly spaced taps."""
-        return self._sample().mean(0)
+        return self._sample().mean(1)
 
-    def _sample(self) -> Float[Tensor, "k g"]:
-        return self._unnormalised(self.output.weight, self.config.max_length, -(-self.config.max_length // 4096))
+    def _sample(self) -> Float[Tensor, "g k"]:
+        # by torch alone: the weights that a seed gives must not depend on whether there was a compiler
+        length, step = self.config.max_length, -(-self.config.max_length // 4096)
+        return self._unnormalised(self.output.weight, length, step, plain_decay_window)
 
     def activate(self, x: Tensor) -> Tensor:
         """The MLP's activation."""
@@ -184,14 +195,17 @@ class ImplicitFilter(Filter):
 
     def extend(self, u: Hidden, skip: Tensor | None, state: State, lengths: Tensor | None) -> Hidden:
         assert isinstance(state, OnlineState)
-        longest = min(state.long.shape[2], self.config.max_length)
-        return extend_online(u, skip, lambda: self._online_taps(longest), state, lengths, longest)
+        return extend_online(self, u, skip, state, lengths, self._longest(state))
 
-    def _online_taps(self, longest: int) -> OnlineTaps:
+    def _longest(self, state: OnlineState) -> int:
+        return min(state.long.shape[2], self.config.max_length)
+
+    def online(self, state: OnlineState) -> OnlineFilter:
+        longest = self._longest(state)
         # never fewer taps than before: states of different lengths, used in turn, must not make each other's anew
         self._reach = max(self._reach, min(1 << (longest - 1).bit_length(), self.config.max_length))
         return self._memo.get(
-            "online", self._weights(), lambda: OnlineTaps(self.taps(self._reach), self.channels), self._reach
+            "online", self._weights(), lambda: OnlineFilter(self.taps(self._reach), self.channels), self._reach
         )
 
 

@@ -2,9 +2,9 @@
 
 A ``Program`` is written once: each method appends one operation on named buffers [b width], and packs the weights that
 it needs; what ``runner`` returns then does a stretch of it in one call. A step spends its time on reading matrices.
-They may be kept as they are, in bfloat16 (widened in registers, sums in float32) or in 8 bits: a scale an output for
-the weights, a scale a row, found as it comes, for the inputs, sums of whole numbers between. Everything else (norms,
-FIR taps, poles, states, attention) stays in float32, or float64.
+They are read where they are, or packed in bfloat16 (widened in registers, sums in float32) or in 8 bits: a scale an
+output for the weights, a scale a row, found as it comes, for the inputs, sums of whole numbers between. Everything else
+(norms, FIR taps, poles, states, attention) stays in float32, or float64.
 
 No torch op: a step writes into a whole state by address, which no schema can say. Nothing of it is differentiable.
 """
@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from crocuta.ops.kernels.activation import ACTIVATIONS
 from crocuta.ops.kernels.library import contiguous, function
+from crocuta.ops.kernels.norm import Norm
 
 Weights: TypeAlias = Literal["float32", "bfloat16", "int8"]
 
@@ -36,7 +38,7 @@ LARGEST_HEAD = 1024
 """Size of a head that can be rotated: kMaxHead of cpp/decode_mixers.h."""
 
 _FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2}
-_ACTIVATIONS = {"identity": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
+
 _SIGNATURE = "piippppii"
 _SHARED = 1 << 16
 """Logits that it pays to wake other threads for."""
@@ -65,14 +67,6 @@ class Finish(enum.IntEnum):
     GATED = 3
 
 
-class Norm(enum.IntEnum):
-    """Kinds of norm: cpp/decode_mixers.h."""
-
-    RMS_INSIDE = 0
-    RMS_OUTSIDE = 1
-    LAYER = 2
-
-
 class _Operation(enum.IntEnum):
     EMBED = 0
     NORM = 1
@@ -80,7 +74,7 @@ class _Operation(enum.IntEnum):
     SHORT_FILTER = 3
     MODAL = 4
     LONG_FIR = 5
-    GATE = 6
+    ONLINE = 6
     RESIDUAL = 7
     ATTENTION = 8
     COUNT = 9
@@ -88,31 +82,24 @@ class _Operation(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Packed:
-    """A matrix [c k] in blocks of outputs; rows are padded with zeros to whole blocks."""
+    """A matrix [c k] in blocks of outputs, padded with zeros to whole blocks; or where it is, of rows."""
 
     format: int
     weights: Tensor
-    scales: Tensor | None
-    """int8: of each output."""
+    second: Tensor | None
+    """int8: the scale of each output. In place: the matrix that is gated, where ``weights`` is the gate."""
     offsets: Tensor | None
     """int8: 128 times the sum of an output's weights, which unsigned inputs are too much by."""
     outputs: int
     inputs: int
 
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in (self.weights, self.scales, self.offsets) if t is not None)
 
-
-def pack(matrix: Float[Tensor, "c k"], weights: Weights = "float32") -> Packed:
-    """A matrix as the native product reads it; "float32" keeps its dtype. Layouts: cpp/decode_linear.h."""
+def pack(matrix: Float[Tensor, "c k"], weights: Literal["bfloat16", "int8"]) -> Packed:
+    """A matrix in narrow numbers as the native product reads it. Layouts: cpp/decode_linear.h."""
     (outputs, inputs), matrix = matrix.shape, matrix.detach()
     matrix = F.pad(matrix, (0, 0, 0, -outputs % BLOCK))
     blocks, made = len(matrix) // BLOCK, (outputs, inputs)
     match weights:
-        case "float32":
-            packed = matrix.view(blocks, BLOCK, inputs).transpose(1, 2).contiguous()
-            return Packed(_FORMATS[weights], packed, None, None, *made)
         case "bfloat16":
             pairs = matrix.to(torch.bfloat16).view(blocks, 2, BLOCK // 2, inputs)
             return Packed(_FORMATS[weights], pairs.permute(0, 3, 2, 1).contiguous(), None, None, *made)
@@ -152,6 +139,7 @@ class Program:
         self.slots = 0
         self._records: list[list[int]] = []
         self._kept: list[Tensor] = []
+        self._borrowed: list[Tensor] = []
         self._widths = dict.fromkeys(Buffer, 1)
 
     def __len__(self) -> int:
@@ -159,7 +147,7 @@ class Program:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all packed weights and constants."""
+        """Bytes of packed weights and constants, without what is read where it is."""
         return sum(t.nbytes for t in self._kept)
 
     def slot(self, count: int = 1) -> int:
@@ -176,7 +164,7 @@ class Program:
 
     def embed(self, table: Float[Tensor, "v d"]) -> None:
         """STREAM = the rows of the ids. The table is used where it is, which must have channels side by side."""
-        self._kept.append(table.detach())
+        self._borrowed.append(table.detach())
         self._width(table.shape[1], Buffer.STREAM)
         self._append(_Operation.EMBED, table.data_ptr(), table.stride(0), table.shape[1])
 
@@ -195,13 +183,13 @@ class Program:
         activation: str = "identity",
     ) -> None:
         """target = act(W source + bias), or with ADD target += W source + bias."""
-        packed = pack(matrix, self.weights)
-        self._product(packed, bias, (source, target), finish, activation, packed.outputs)
+        packed = self._fit(matrix)
+        self._product(packed, bias, (source, target), finish, activation, len(matrix))
 
     def gated(self, gate: Tensor, up: Tensor, biases: tuple[Tensor, Tensor] | None, activation: str) -> None:
         """MIDDLE = act(gate · NORMED) · (up · NORMED)."""
         bias = None if biases is None else interleave(*biases)
-        packed = pack(interleave(gate, up), self.weights)
+        packed = self._fit(gate, up)
         buffers = Buffer.NORMED, Buffer.MIDDLE
         self._product(packed, bias, buffers, Finish.GATED, activation, 2 * len(gate))
 
@@ -232,10 +220,15 @@ class Program:
         self._append(_Operation.LONG_FIR, self._own(taps.flip(1).t()), self._own(skip), taps.shape[1], len(taps), slot)
         return slot
 
-    def gate(self, channels: int) -> None:
-        """MIXED *= GATE."""
+    def online(self, channels: int) -> int:
+        """MIXED = GATE · (online convolution of INPUT); lengths grow by one.
+
+        Returns the first of two slots: what is ``bound`` (crocuta.ops.kernels.online_conv), and lengths [b].
+        """
+        slot = self.slot(2)
         self._width(channels, Buffer.MIXED)
-        self._append(_Operation.GATE, channels)
+        self._append(_Operation.ONLINE, channels, slot)
+        return slot
 
     def residual(self, channels: int) -> None:
         """STREAM += MIXED."""
@@ -288,6 +281,21 @@ class Program:
 
     # --- records ---
 
+    def _fit(self, matrix: Float[Tensor, "c k"], gated: Float[Tensor, "c k"] | None = None) -> Packed:
+        """A matrix, or one and what it gates, as the native product reads it."""
+        if self.weights != "float32":
+            packed = pack(matrix if gated is None else interleave(matrix, gated), self.weights)
+            self._kept += [t for t in (packed.weights, packed.second, packed.offsets) if t is not None]
+            return packed
+        second = None if gated is None else self._in_place(gated)
+        return Packed(_FORMATS[self.weights], self._in_place(matrix), second, None, *matrix.shape)
+
+    def _in_place(self, matrix: Float[Tensor, "c k"]) -> Tensor:
+        """The very memory of a matrix whose rows lie one after the other in the program's dtype; else a copy."""
+        rows = matrix.detach().to(self.dtype).contiguous()
+        (self._borrowed if rows.data_ptr() == matrix.data_ptr() else self._kept).append(rows)
+        return rows
+
     def _product(
         self,
         packed: Packed,
@@ -299,14 +307,13 @@ class Program:
     ) -> None:
         source, target = buffers
         offset = None if bias is None else F.pad(bias.detach(), (0, -len(bias) % BLOCK))
-        self._kept += [t for t in (packed.weights, packed.scales, packed.offsets) if t is not None]
-        places = [0 if t is None else t.data_ptr() for t in (packed.weights, packed.scales, packed.offsets)]
+        places = [0 if t is None else t.data_ptr() for t in (packed.weights, packed.second, packed.offsets)]
         self._width(packed.inputs, source)
         self._width(outputs // 2 if finish is Finish.GATED else outputs, target)
         self._append(
             _Operation.LINEAR,
             *(packed.format, *places, self._own(offset), outputs, packed.inputs),
-            *(source, target, finish, _ACTIVATIONS[activation]),
+            *(source, target, finish, ACTIVATIONS[activation]),
         )
 
     def _append(self, operation: _Operation, *operands: int) -> None:

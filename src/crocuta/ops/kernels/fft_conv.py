@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crocuta.errors import InputError
 from crocuta.ops.blocks import compute_dtype
-from crocuta.ops.kernels.library import contiguous, function, rows_of
+from crocuta.ops.kernels.library import contiguous, function, huge_pages, rows_of
 
 _SPECTRUM = "pp" + "iiiiii"
 _FORWARD = "pii" * 3 + "pppp" + "iiiiiiii"
@@ -155,6 +155,7 @@ def _convolve(
     y = u.new_empty(b, l, d)
     if y.numel() == 0:
         return y
+    huge_pages(y)
     taps, skip = contiguous(taps, skip)
     block = block_size(l, k) if spectrum is None else spectrum.shape[2] - _SPACE
     if spectrum is None and g != d:
@@ -175,6 +176,7 @@ def _convolve_backward(
         for output in outputs:
             output.zero_()
         return outputs
+    huge_pages(*outputs)
     du, dtaps, dskip, dgate_in, dgate_out = [output if output.numel() else None for output in outputs]
     taps, skip = contiguous(taps, skip)
     block = block_size(l, k)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from crocuta.ops.blocks import compute_dtype, full_precision
 from crocuta.ops.kernels import gpu
-from crocuta.ops.kernels.library import contiguous, function, rows_of
+from crocuta.ops.kernels.library import contiguous, function, huge_pages, rows_of
 
 _FORWARD, _BACKWARD = "piippppp" + "i" * 6, "ppiipppppppp" + "i" * 6
 _GATE_FORWARD, _GATE_BACKWARD = "piippppp" + "i" * 5, "pppiippppppp" + "i" * 5
@@ -81,6 +81,7 @@ def _sizes(u: Tensor, taps: Tensor, tail: Tensor | None) -> tuple[Any, ...]:  # 
 def _filter(u: Tensor, taps: Tensor, bias: Tensor | None, skip: Tensor | None, tail: Tensor | None) -> Tensor:
     b, l, d, g, k = _sizes(u, taps, tail)
     u, y = rows_of(u), u.new_empty(b, l, d)
+    huge_pages(y)
     constants = contiguous(taps, bias, skip, tail)
     run = function("fir_forward", u.dtype, _FORWARD)
     run(u, u.stride(0), u.stride(1), *constants, y, b, l, d, g, k, torch.get_num_threads())
@@ -98,6 +99,7 @@ def _filter_backward(
     dy: Tensor, u: Tensor, taps: Tensor, skip: Tensor | None, tail: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     gradients = _filter_gradients(u, taps, tail)
+    huge_pages(*gradients)
     u, (dy, taps, skip, tail) = rows_of(u), contiguous(dy, taps, skip, tail)
     run = function("fir_backward", u.dtype, _BACKWARD)
     of_tail = None if tail is None else gradients[4]
@@ -115,6 +117,7 @@ def gate_outputs(z: Tensor, taps: Tensor, tail: Tensor | None) -> tuple[Tensor, 
 
 def _gate(z: Tensor, taps: Tensor, bias: Tensor | None, tail: Tensor | None) -> tuple[Tensor, Tensor]:
     x2, u = gate_outputs(z, taps, tail)
+    huge_pages(x2, u)
     z, constants = rows_of(z), contiguous(taps, bias, tail)
     run = function("fir_gate_forward", z.dtype, _GATE_FORWARD)
     threads = torch.get_num_threads()
@@ -132,6 +135,7 @@ def _gate_backward(
     dx2: Tensor, du: Tensor, z: Tensor, taps: Tensor, bias: Tensor | None, tail: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gradients = gate_gradients(z, taps, tail)
+    huge_pages(*gradients)
     b, l, c, _, k = _sizes(z, taps, tail)
     z, (dx2, du, taps, bias, tail) = rows_of(z), contiguous(dx2, du, taps, bias, tail)
     run = function("fir_gate_backward", z.dtype, _GATE_BACKWARD)

@@ -4,12 +4,15 @@
 #include "decode_linear.h"
 #include "decode_mixers.h"
 #include "decode_sampling.h"
+#include "online_conv.h"
 
 namespace {
 
 constexpr int64_t kRecord = 12;  // integers a record: an operation, and addresses, sizes and places of its operands
 
-enum Operation : int64_t { kEmbed, kNorm, kLinear, kShortFilter, kModal, kLongFir, kGate, kResidual, kAttention, kCount };
+enum Operation : int64_t {
+  kEmbed, kNorm, kLinear, kShortFilter, kModal, kLongFir, kOnline, kResidual, kAttention, kCount
+};
 
 // Places of buffers: the residual stream, its norm, projections, the two gates, the mixer's output, the MLP's middle,
 // the logits, rows in 8 bits.
@@ -27,7 +30,7 @@ double number(int64_t bits) {
 }
 
 // a *= b, or a += b, of [rows][d].
-template <typename T, bool Product>
+template <bool Product, typename T>
 void combine(Team& team, T* a, const T* b, int64_t rows, int64_t d) {
   over_channels(team, rows, d, [&](int64_t row, int64_t from, int64_t to) {
     for (int64_t ch = row * d + from; ch < row * d + to; ch += kLanes<T>) {
@@ -61,8 +64,8 @@ struct Step {
         return norm(team, r[1], pointer<const T>(r[2]), pointer<const T>(r[3]), number(r[4]), buffer(kStream),
                     buffer(kNormed), rows, r[5]);
       case kLinear: {  // format, weights, scales, offsets, bias, outputs, inputs, from, to, finish, activation
-        const Matrix matrix{r[1], pointer<const void>(r[2]), pointer<const float>(r[3]), pointer<const int32_t>(r[4]),
-                            r[6], r[7]};
+        const Matrix matrix{r[1], pointer<const void>(r[2]), pointer<const void>(r[3]), pointer<const float>(r[3]),
+                            pointer<const int32_t>(r[4]), r[6], r[7]};
         const Ending<T> ending{r[10], r[11], r[6], pointer<const T>(r[5]), buffer(r[9])};
         return linear(team, matrix, buffer(r[8]), rows, ending, pointer<char>(buffers[kScratch]));
       }
@@ -74,10 +77,13 @@ struct Step {
                                                                    state(r[6]), r[3], x2, u, mixed, rows, r[5]);
       case kLongFir:  // taps, skip, k, d, tail
         return long_fir(team, pointer<const T>(r[1]), pointer<const T>(r[2]), state(r[5]), r[3], x2, u, mixed, rows, r[4]);
-      case kGate:  // d
-        return combine<T, true>(team, mixed, x2, rows, r[1]);
+      case kOnline: {  // d, first of: what is bound (online_conv.h), lengths
+        const auto run_all = [&](int64_t tasks, const auto& work) { team.run(tasks, work); };
+        online_rows<T>(state<const int64_t>(r[2]), u, state<int64_t>(r[2] + 1), mixed, run_all);
+        return combine<true>(team, mixed, x2, rows, r[1]);
+      }
       case kResidual:  // d
-        return combine<T, false>(team, buffer(kStream), mixed, rows, r[1]);
+        return combine<false>(team, buffer(kStream), mixed, rows, r[1]);
       case kAttention: {  // heads, kv heads, head size, frequencies, scale, first of: keys, values, lengths, room
         const Attention a{r[1], r[2], r[3], pointer<const void>(r[4]), number(r[5]), states[r[6] + 3]};
         return attention(team, a, buffer(kWide), state(r[6]), state(r[6] + 1), state<int64_t>(r[6] + 2), mixed, rows);

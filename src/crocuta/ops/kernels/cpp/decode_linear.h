@@ -1,10 +1,11 @@
 // y = W x for a few rows x and a matrix that is read once: what a decoding step spends its time on.
 //
-// Weights are packed in blocks of kBlockRows outputs (crocuta.ops.kernels.decode.pack): all of a block for input 0, then
-// all for input 1, and so on, so that lanes are outputs, sums stay in registers and memory is read in order. Up to four
-// blocks are read side by side, which keeps more of memory's queues busy than one stream does.
+// Weights of the model's own dtype are read where the model has them. Narrow ones are packed in blocks of kBlockRows
+// outputs (crocuta.ops.kernels.decode.pack): all of a block for input 0, then all for input 1, and so on, so that lanes
+// are outputs, sums stay in registers and memory is read in order. Up to four blocks are read side by side, which keeps
+// more of memory's queues busy than one stream does.
 //
-//     plain     [blocks][k][32]         T, as the model has them
+//     in place  [outputs][k]            T
 //     bfloat16  [blocks][k][16][2]      bits of outputs i and 16 + i: a shift and a mask widen them to float
 //     int8      [blocks][k / 4][32][4]  with a scale an output; inputs are rounded to 8 bits with a scale a row
 #pragma once
@@ -13,7 +14,8 @@
 #include <cmath>
 #include <type_traits>
 
-#include "decode_math.h"
+#include "activation.h"
+#include "decode_floats.h"
 #include "decode_team.h"
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -21,21 +23,20 @@
 
 namespace {
 
-constexpr int64_t kBlockRows = 32, kStreams = 4;
-constexpr int64_t kAhead = 2048;  // bytes that a stream is fetched ahead
-
 // The numbers are those of crocuta.ops.kernels.decode.
-enum Format : int64_t { kPlain, kBfloat16, kInt8 };
+enum Format : int64_t { kInPlace, kBfloat16, kInt8 };
 enum Finish : int64_t { kStore, kAdd, kActivate, kGated };
 
 struct Matrix {
   int64_t format;
   const void* weights;
+  const void* other;       // in place: what a gate multiplies
   const float* scales;     // int8: [blocks * 32]
   const int32_t* offsets;  // int8: 128 times the sum of an output's weights, [blocks * 32]
   int64_t outputs, inputs;
 };
 
+constexpr int64_t kStreams = 4;
 constexpr int64_t kMaxSums = CROCUTA_REGISTERS == 32 ? 16 : 8;  // accumulators that leave room for everything else
 
 // How many rows are done at once where a block takes `vectors` accumulators a row, and how many blocks for `rows` rows.
@@ -43,69 +44,6 @@ constexpr int64_t rows_at_once(int64_t vectors) { return std::max<int64_t>(1, st
 constexpr int64_t streams_for(int64_t vectors, int64_t rows) {
   return std::max<int64_t>(1, std::min(kStreams, rows_at_once(vectors) / rows));
 }
-
-// --- floating point weights ---------------------------------------------------------------------------------------
-
-template <typename T>
-struct PlainRows {
-  using Element = T;
-  CROCUTA_INLINE static void read(const T* w, Vec<T>* to) {
-    for (int64_t n = 0; n < kBlockRows / kLanes<T>; ++n) to[n] = load(w + n * kLanes<T>);
-  }
-};
-
-struct Bfloat16Rows {
-  using Element = uint16_t;
-  CROCUTA_INLINE static void read(const uint16_t* w, Vec<float>* to) {
-    typedef uint32_t Pairs __attribute__((vector_size(CROCUTA_VECTOR_BYTES)));
-    constexpr int64_t half = kBlockRows / kLanes<float> / 2;
-    for (int64_t n = 0; n < half; ++n) {
-      Pairs pairs;
-      std::memcpy(&pairs, w + 2 * n * kLanes<float>, sizeof pairs);
-      to[n] = (Vec<float>)(pairs << 16);
-      to[n + half] = (Vec<float>)(pairs & 0xffff0000u);
-    }
-  }
-};
-
-// Sums run over 256 inputs at a time, so that rounding does not add up over all of them.
-constexpr int64_t kRun = 256;
-
-template <typename T, typename Rows>
-struct FloatProduct {
-  static constexpr int64_t vectors = kBlockRows / kLanes<T>;
-  const typename Rows::Element* weights;
-  const T* x;
-  int64_t k;
-
-  // to[row][stream][32] for rows [row, row + B) and blocks [block, block + S).
-  template <int B, int S>
-  void dot(int64_t block, int64_t row, T* to) const {
-    const int64_t stride = k * kBlockRows;
-    const auto* w = weights + block * stride;
-    const T* in = x + row * k;
-    for (int64_t from = 0; from < k || from == 0; from += kRun) {
-      const int64_t end = std::min(k, from + kRun);
-      Vec<T> sum[B][S][vectors] = {};
-      for (int64_t i = from; i < end; ++i)
-        for (int s = 0; s < S; ++s) {
-          const auto* next = w + s * stride + i * kBlockRows;
-          Vec<T> v[vectors];
-          Rows::read(next, v);
-          for (int64_t line = 0; line < kBlockRows * int64_t(sizeof *next); line += 64)
-            __builtin_prefetch(reinterpret_cast<const char*>(next) + kAhead + line, 0, 2);
-          for (int r = 0; r < B; ++r)
-            for (int64_t n = 0; n < vectors; ++n) sum[r][s][n] = sum[r][s][n] + v[n] * in[r * k + i];
-        }
-      for (int r = 0; r < B; ++r)
-        for (int s = 0; s < S; ++s)
-          for (int64_t n = 0; n < vectors; ++n) {
-            T* out = to + (r * S + s) * kBlockRows + n * kLanes<T>;
-            store(out, from ? load(out) + sum[r][s][n] : sum[r][s][n]);
-          }
-    }
-  }
-};
 
 // --- 8-bit weights ------------------------------------------------------------------------------------------------
 
@@ -327,9 +265,9 @@ void blocks_of(const Product& product, int64_t from, int64_t to, int64_t row, co
 }
 
 template <typename T, typename Product>
-void multiply(Team& team, const Product& product, const Matrix& matrix, int64_t rows, const Ending<T>& ending) {
+void multiply(Team& team, const Product& product, int64_t rows, const Ending<T>& ending) {
   constexpr int64_t most = rows_at_once(Product::vectors);
-  const int64_t blocks = (matrix.outputs + kBlockRows - 1) / kBlockRows;
+  const int64_t blocks = (ending.outputs + kBlockRows - 1) / kBlockRows;
   const int64_t whole = ending.finish == kGated ? (blocks + 1) / 2 * 2 : blocks, helpers = team.threads();
   // Each output is one sum over all inputs, whatever the cut: results do not depend on the number of threads.
   const int64_t cut = helpers == 1 ? kStreams : std::max<int64_t>(2, std::min(kStreams, whole / (2 * helpers) / 2 * 2));
@@ -350,9 +288,10 @@ void multiply(Team& team, const Product& product, const Matrix& matrix, int64_t 
 template <typename T>
 void linear(Team& team, const Matrix& matrix, const T* x, int64_t rows, const Ending<T>& ending, char* scratch) {
   if constexpr (std::is_same<T, float>::value) {
-    if (matrix.format == kBfloat16)
-      return multiply<T>(team, FloatProduct<T, Bfloat16Rows>{static_cast<const uint16_t*>(matrix.weights), x, matrix.inputs},
-                         matrix, rows, ending);
+    if (matrix.format == kBfloat16) {
+      const Bfloat16Product product{static_cast<const uint16_t*>(matrix.weights), x, matrix.inputs};
+      return multiply<T>(team, product, rows, ending);
+    }
     if (matrix.format == kInt8) {
       const bool bytes = has_byte_products();
       const int64_t step = quantised_bytes(matrix.inputs);
@@ -360,13 +299,14 @@ void linear(Team& team, const Matrix& matrix, const T* x, int64_t rows, const En
       for (int64_t r = 0; r < rows; ++r)
         scales[r] = quantise(x + r * matrix.inputs, matrix.inputs, bytes, scratch + r * step);
 #if defined(CROCUTA_VNNI)
-      if (bytes) return multiply<T>(team, VnniProduct{{matrix, scratch, scales}}, matrix, rows, ending);
+      if (bytes) return multiply<T>(team, VnniProduct{{matrix, scratch, scales}}, rows, ending);
 #endif
-      return multiply<T>(team, WidenedProduct{{matrix, scratch, scales}}, matrix, rows, ending);
+      return multiply<T>(team, WidenedProduct{{matrix, scratch, scales}}, rows, ending);
     }
   }
-  multiply<T>(team, FloatProduct<T, PlainRows<T>>{static_cast<const T*>(matrix.weights), x, matrix.inputs}, matrix, rows,
-              ending);
+  const int64_t outputs = matrix.other ? matrix.outputs / 2 : matrix.outputs;
+  const auto *weights = static_cast<const T*>(matrix.weights), *other = static_cast<const T*>(matrix.other);
+  multiply<T>(team, InPlaceProduct<T>{weights, other, outputs, matrix.inputs, x}, rows, ending);
 }
 
 }  // namespace

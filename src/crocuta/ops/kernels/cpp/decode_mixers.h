@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "decode_math.h"
+#include "activation.h"
 #include "decode_team.h"
 
 namespace {

@@ -7,7 +7,7 @@
 #include <functional>
 #include <vector>
 
-#include "decode_math.h"
+#include "activation.h"
 
 namespace {
 

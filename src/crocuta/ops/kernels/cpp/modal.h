@@ -71,6 +71,15 @@ void block_correction(const Modes<T>& modes, int64_t steps, T* c, int64_t from, 
     }
 }
 
+// work(size, first) for groups of G, then 4, 2 and 1 of `count`: sizes that are known to the compiler.
+template <int G, typename Work>
+CROCUTA_INLINE void in_groups(int64_t count, Work&& work) {
+  int64_t first = 0;
+  for (; first + G <= count; first += G) work(std::integral_constant<int, G>{}, first);
+  if constexpr (G > 1)
+    if (first < count) in_groups<G / 2>(count - first, [&](auto size, int64_t more) { work(size, first + more); });
+}
+
 // --- forward ----------------------------------------------------------------------------------------------------
 
 // A group of M modes on W vectors of channels: y[t] (+)= ..., the state [parts n][d] moved on in place.
@@ -129,35 +138,17 @@ CROCUTA_INLINE void scan_group(const Modes<T>& f, int64_t mode, int64_t ch, int6
     }
 }
 
-template <typename T, bool Complex, int M, int W>
-CROCUTA_INLINE void scan_group(bool first, const Modes<T>& f, int64_t mode, int64_t ch, int64_t lanes, const T* c,
-                               const T* skip, const T* u, int64_t us, T* y, int64_t ys, T* state, int64_t steps) {
-  if (first)
-    scan_group<T, Complex, M, W, true>(f, mode, ch, lanes, c, skip, u, us, y, ys, state, steps);
-  else
-    scan_group<T, Complex, M, W, false>(f, mode, ch, lanes, c, skip, u, us, y, ys, state, steps);
-}
-
 // All modes of W vectors of channels.
 template <typename T, bool Complex, int W>
 void scan_block(const Modes<T>& f, int64_t ch, int64_t lanes, const T* c, const T* skip, const T* u, int64_t us, T* y,
                 int64_t ys, T* state, int64_t steps) {
-  constexpr int G = kForwardModes<Complex> / W;
-  int64_t mode = 0;
-  for (; mode + G <= f.n; mode += G)
-    scan_group<T, Complex, G, W>(mode == 0, f, mode, ch, lanes, c, skip, u, us, y, ys, state, steps);
-  if constexpr (G > 4)
-    if (mode + 4 <= f.n) {
-      scan_group<T, Complex, 4, W>(mode == 0, f, mode, ch, lanes, c, skip, u, us, y, ys, state, steps);
-      mode += 4;
-    }
-  if constexpr (G > 2)
-    if (mode + 2 <= f.n) {
-      scan_group<T, Complex, 2, W>(mode == 0, f, mode, ch, lanes, c, skip, u, us, y, ys, state, steps);
-      mode += 2;
-    }
-  if constexpr (G > 1)
-    if (mode < f.n) scan_group<T, Complex, 1, W>(mode == 0, f, mode, ch, lanes, c, skip, u, us, y, ys, state, steps);
+  in_groups<kForwardModes<Complex> / W>(f.n, [&](auto size, int64_t mode) {
+    constexpr int M = decltype(size)::value;
+    if (mode == 0)
+      scan_group<T, Complex, M, W, true>(f, mode, ch, lanes, c, skip, u, us, y, ys, state, steps);
+    else
+      scan_group<T, Complex, M, W, false>(f, mode, ch, lanes, c, skip, u, us, y, ys, state, steps);
+  });
 }
 
 // --- backward ---------------------------------------------------------------------------------------------------
@@ -170,36 +161,29 @@ CROCUTA_INLINE void add_sum(double* to, Vec<T> value, int64_t lanes) {
   for (int64_t i = 0; i < lanes; ++i) to[i] += static_cast<double>(each[i]);
 }
 
-// The adjoint of a group on one vector of channels. `start` [parts n][d] is the state before the block, `carry` the
-// adjoint of the state after it, replaced by that of the state before it. `sums` [2 parts n][d]: of p, then of R;
-// `sum_skip` of D. `kept` has room for 2 M vectors a step. Where y is asked for (rows of whole vectors), it is made
-// again as well.
+// The states of M modes on one vector of channels again: kept[t * stride ..] is the state before step t, from `start`
+// [parts n][d] on. Where y is asked for (rows of whole vectors), it is made again as well.
 template <typename T, bool Complex, int M, bool First, bool Outputs>
-CROCUTA_INLINE void scan_group_adjoint(const Modes<T>& f, int64_t mode, int64_t ch, int64_t lanes, const T* c,
-                                       const T* skip, const T* u, int64_t us, const T* dy, int64_t dys, T* du,
-                                       int64_t dus, const T* start, T* carry, double* sums, double* sum_skip, T* y,
-                                       Vec<T>* kept, int64_t steps) {
+CROCUTA_INLINE void scan_again(const Modes<T>& f, int64_t mode, int64_t ch, int64_t lanes, const T* skip, const T* u,
+                               int64_t us, const T* start, T* y, Vec<T>* kept, int64_t stride, int64_t steps) {
   using V = Vec<T>;
   constexpr int P = Complex ? 2 : 1;
-  const int64_t rows = f.n * f.d;
   V pr[M], pi[M], rr[M], ri[M], sr[M], si[M];
-  const V D = First && skip ? load(skip + ch, lanes) : V{};
+  const V D = First && Outputs && skip ? load(skip + ch, lanes) : V{};
   for (int m = 0; m < M; ++m) {
     const int64_t at = (mode + m) * f.d + ch;
     pr[m] = load(f.pr + at, lanes);
-    rr[m] = load(f.rr + at, lanes);
-    sr[m] = load(start + at, lanes);
-    kept[m * P] = sr[m];
+    sr[m] = kept[m * P] = load(start + at, lanes);
+    if (Outputs) rr[m] = load(f.rr + at, lanes);
     if (Complex) {
       pi[m] = load(f.pi + at, lanes);
-      ri[m] = load(f.ri + at, lanes);
-      si[m] = load(start + rows + at, lanes);
-      kept[m * P + 1] = si[m];
+      si[m] = kept[m * P + 1] = load(start + f.n * f.d + at, lanes);
+      if (Outputs) ri[m] = load(f.ri + at, lanes);
     }
   }
-  for (int64_t t = 0; t < steps; ++t) {  // the states again: kept[t + 1] is the state after step t
+  for (int64_t t = 0; t < steps; ++t) {
     const V x = load(u + t * us);
-    V* here = kept + (t + 1) * M * P;
+    V* here = kept + (t + 1) * stride;
     V out = !Outputs ? V{} : First ? D * x : load(y + t * kLanes<T>);
     for (int m = 0; m < M; ++m) {
       if (Complex) {
@@ -216,6 +200,32 @@ CROCUTA_INLINE void scan_group_adjoint(const Modes<T>& f, int64_t mode, int64_t 
     }
     if (Outputs) store(y + t * kLanes<T>, out);
   }
+}
+
+// The adjoint of M modes on one vector of channels, whose states are `kept` (scan_again). `carry` is the adjoint of
+// the state after the block, replaced by that of the state before it. `sums` [2 parts n][d]: of p, then of R;
+// `sum_skip` of D.
+template <typename T, bool Complex, int M, bool First>
+CROCUTA_INLINE void scan_group_adjoint(const Modes<T>& f, int64_t mode, int64_t ch, int64_t lanes, const T* c,
+                                       const T* skip, const T* u, int64_t us, const T* dy, int64_t dys, T* du,
+                                       int64_t dus, T* carry, double* sums, double* sum_skip, const Vec<T>* kept,
+                                       int64_t stride, int64_t steps) {
+  using V = Vec<T>;
+  constexpr int P = Complex ? 2 : 1;
+  const int64_t rows = f.n * f.d;
+  V pr[M], pi[M], rr[M], ri[M], sr[M], si[M];
+  const V D = First && skip ? load(skip + ch, lanes) : V{};
+  for (int m = 0; m < M; ++m) {
+    const int64_t at = (mode + m) * f.d + ch;
+    pr[m] = load(f.pr + at, lanes);
+    rr[m] = load(f.rr + at, lanes);
+    sr[m] = kept[steps * stride + m * P];
+    if (Complex) {
+      pi[m] = load(f.pi + at, lanes);
+      ri[m] = load(f.ri + at, lanes);
+      si[m] = kept[steps * stride + m * P + 1];
+    }
+  }
   V gr[M], gi[M], dpr[M], dpi[M], drr[M], dri[M], dD = {};
   for (int m = 0; m < M; ++m) {
     const int64_t at = (mode + m) * f.d + ch;
@@ -228,7 +238,7 @@ CROCUTA_INLINE void scan_group_adjoint(const Modes<T>& f, int64_t mode, int64_t 
   }
   for (int64_t t = steps - 1; t >= 0; --t) {
     const V e = load(dy + t * dys);
-    const V* before = kept + t * M * P;
+    const V* before = kept + t * stride;
     V sum = First ? D * e : load(du + t * dus);
     if (First) dD = dD + e * load(u + t * us);
     for (int m = 0; m < M; ++m) {
@@ -272,35 +282,40 @@ CROCUTA_INLINE void scan_group_adjoint(const Modes<T>& f, int64_t mode, int64_t 
   }
 }
 
+// Modes whose states are made again at a time: more than have their adjoint at a time, to fill the adders.
+template <bool Complex>
+constexpr int kAgainModes = 2 * kBackwardModes<Complex>;
+
 template <typename T, bool Complex>
-constexpr int64_t kKeptVectors = (kBlock + 1) * kBackwardModes<Complex> * 2;
+constexpr int64_t kKeptVectors = (kBlock + 1) * kAgainModes<Complex> * (Complex ? 2 : 1);
 
-template <typename T, bool Complex, int M, bool Outputs, typename... Rest>
-CROCUTA_INLINE void scan_group_adjoint(bool first, Rest... rest) {
-  if (first)
-    scan_group_adjoint<T, Complex, M, true, Outputs>(rest...);
-  else
-    scan_group_adjoint<T, Complex, M, false, Outputs>(rest...);
-}
-
-// All modes of one vector of channels.
+// All modes of one vector of channels; `kept` has room for kKeptVectors.
 template <typename T, bool Complex, bool Outputs>
 void scan_block_adjoint(const Modes<T>& f, int64_t ch, int64_t lanes, const T* c, const T* skip, const T* u, int64_t us,
                         const T* dy, int64_t dys, T* du, int64_t dus, const T* start, T* carry, double* sums,
                         double* sum_skip, T* y, Vec<T>* kept, int64_t steps) {
-  constexpr int G = kBackwardModes<Complex>;
-  int64_t mode = 0;
-  const auto group = [&](auto size) {
-    constexpr int M = decltype(size)::value;
-    scan_group_adjoint<T, Complex, M, Outputs>(mode == 0, f, mode, ch, lanes, c, skip, u, us, dy, dys, du, dus, start,
-                                               carry, sums, sum_skip, y, kept, steps);
-    mode += M;
-  };
-  while (mode + G <= f.n) group(std::integral_constant<int, G>{});
-  if constexpr (G > 2)
-    if (mode + 2 <= f.n) group(std::integral_constant<int, 2>{});
-  if constexpr (G > 1)
-    if (mode < f.n) group(std::integral_constant<int, 1>{});
+  constexpr int A = kAgainModes<Complex>, G = kBackwardModes<Complex>, P = Complex ? 2 : 1;
+  for (int64_t mode = 0, count; mode < f.n; mode += count) {
+    count = std::min<int64_t>(A, f.n - mode);
+    const int64_t stride = count * P;
+    in_groups<A>(count, [&](auto size, int64_t first) {
+      constexpr int M = decltype(size)::value;
+      const auto again = [&](auto is_first) {
+        scan_again<T, Complex, M, decltype(is_first)::value, Outputs>(f, mode + first, ch, lanes, skip, u, us, start, y,
+                                                                      kept + first * P, stride, steps);
+      };
+      mode + first ? again(std::false_type{}) : again(std::true_type{});
+    });
+    in_groups<G>(count, [&](auto size, int64_t first) {
+      constexpr int M = decltype(size)::value;
+      const auto adjoint = [&](auto is_first) {
+        scan_group_adjoint<T, Complex, M, decltype(is_first)::value>(f, mode + first, ch, lanes, c, skip, u, us, dy,
+                                                                     dys, du, dus, carry, sums, sum_skip,
+                                                                     kept + first * P, stride, steps);
+      };
+      mode + first ? adjoint(std::false_type{}) : adjoint(std::true_type{});
+    });
+  }
 }
 
 // --- walks over the blocks of a sequence ------------------------------------------------------------------------
