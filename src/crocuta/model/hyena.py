@@ -85,7 +85,9 @@ class HyenaMixer(Mixer):
     def _fuses(self, x: Hidden, *, continued: bool) -> bool:
         """Whether one operator does it all: where nothing between is to be rounded, and on a GPU for few taps."""
         many = self.config.short_taps > MOST_TAPS and x.device.type != "cpu"
-        return not (many or self._stepwise(x)) and self.filter.fuses(x.device, x.shape[1], continued=continued)
+        if many or self._stepwise(x):
+            return False
+        return self.filter.fuses(x.device, x.shape[1], continued=continued)
 
     def _stepwise(self, x: Hidden) -> bool:
         return self._rounds and (compute_dtype(x.dtype) != x.dtype or torch.is_autocast_enabled(x.device.type))

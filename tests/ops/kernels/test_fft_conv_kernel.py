@@ -101,13 +101,26 @@ def test_many_blocks(isa, size, monkeypatch):
 
 
 @each_isa
-@pytest.mark.parametrize("levels", range(6, 15))
+@pytest.mark.parametrize("levels", range(6, 17))
 def test_transforms_of_every_size(isa, levels, monkeypatch):
     monkeypatch.setattr(kernel, "block_size", lambda length, taps: 1 << levels)
     length = (1 << levels) * 5 // 4  # two blocks
     inputs = example(1, length, 2, 2, length, "plain", torch.float32)
     with on(isa), torch.no_grad():
         assert relative_error(fft_conv(*inputs), by_torch(*copies(inputs[:2], torch.float64))) < 1e-6
+
+
+@each_isa
+def test_what_no_cache_holds_goes_past_them(isa):
+    """Spectra of more than 20 MB are written by other instructions; twice, as the memory is kept between calls."""
+    length = 400_000
+    inputs = example(1, length, 2, 2, length, "skip", torch.float32)
+    wanted = with_gradients(lambda *a: specification(*a, convolution=by_torch), copies(inputs, torch.float64))
+    for _ in range(2):
+        with on(isa), threads(2), poisoned():
+            got = with_gradients(fft_conv, inputs)
+        for name, value, expected in zip(["y", *NAMES], got, wanted, strict=False):
+            assert relative_error(value, expected) < 1e-6, name
 
 
 def test_gradcheck():
@@ -215,6 +228,8 @@ def test_shapes_that_do_not_fit_are_refused():
     )  # what annotations say tests check first
     with pytest.raises(InputError, match="groups of a filter"):
         fft_conv(u, taps[:4])
+    with pytest.raises(InputError, match="has no taps"):
+        fft_conv(u, taps[:, :0])
     with pytest.raises(InputError, match="skip does not fit"):
         check(u, taps, torch.zeros(5), None, None)
     with pytest.raises(InputError, match="gate_out does not fit"):

@@ -109,14 +109,14 @@ struct InPlaceProduct {
   template <int B, int R>
   CROCUTA_INLINE void few(int64_t block, int64_t o, int64_t row, T* to, int64_t apart) const {
     constexpr int L = static_cast<int>(kLanes<T>);
-    const T *w[R], *in = x + row * k;
+    const T *w[R], *in = x + row * k, *next = o + R < kBlockRows ? row_of(block, o + R) : row_of(block + 1, 0);
     for (int n = 0; n < R; ++n) w[n] = row_of(block, o + n);
     Vec<T> sum[std::max(L, B * R)] = {};
     int64_t i = 0;
     for (; i + L <= k; i += L)
       for (int n = 0; n < R; ++n) {
         const Vec<T> v = load(w[n] + i);
-        if (B > 1 || k > 256) __builtin_prefetch(w[n] + R * k + i, 0, 2);  // a machine foresees a few short rows
+        if (B > 1 || k > 256) __builtin_prefetch(next + n * k + i, 0, 2);  // a machine foresees a few short rows
         for (int r = 0; r < B; ++r) sum[r * R + n] = sum[r * R + n] + v * load(in + r * k + i);
       }
     if (i < k)

@@ -13,46 +13,16 @@
 // Every product of complex numbers is part of a butterfly a +- w b, done as b' = (1 + i tan) b, a +- cos b': six fused
 // multiply-adds. Angles where cos would be 0 are moved by far less than a rounding error (turning_angle).
 //
-// A point is a vector of real parts and a vector of imaginary parts: 2 kLanes<T> numbers. The eighths of a transform
-// begin one point more apart than they are long (spacing), or they would compete for the same places of the caches.
+// A point is a vector of real parts and a vector of imaginary parts: 2 kLanes<T> numbers.
 #pragma once
 
 #include <atomic>
 #include <cmath>
-#include <new>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include "scratch.h"
 #include "simd.h"
 
 namespace {
-
-// Memory for whole vectors, not set to anything. Much of it is asked for in large pages, as it is gone through with
-// strides.
-template <typename T>
-class Scratch {
- public:
-  explicit Scratch(int64_t size) {
-    constexpr size_t kPage = size_t{1} << 21;
-    const size_t bytes = static_cast<size_t>(size) * sizeof(T);
-    align_ = std::align_val_t(bytes < kPage ? 64 : kPage);
-    memory_ = static_cast<T*>(::operator new(bytes, align_));
-#ifdef MADV_HUGEPAGE
-    if (bytes >= kPage) madvise(memory_, bytes / kPage * kPage, MADV_HUGEPAGE);  // a wish: its refusal changes nothing
-#endif
-  }
-  ~Scratch() { ::operator delete(memory_, align_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  T* get() const { return memory_; }
-  T* operator+(int64_t offset) const { return memory_ + offset; }
-
- private:
-  T* memory_;
-  std::align_val_t align_;
-};
 
 template <typename T>
 constexpr int64_t kPoint = 2 * kLanes<T>;
@@ -340,68 +310,6 @@ void combine_block(const Plan<T>& plan, int pass, T* points) {
   for (int64_t j = 0; j < int64_t{1} << plan.radix[pass]; ++j)
     combine_block(plan, pass + 1, points + j * plan.sizes[pass + 1] * kPoint<T>);
   combine_pass(plan, pass, points, 1);
-}
-
-// --- transforms -------------------------------------------------------------------------------------------------
-
-template <typename T>
-CROCUTA_INLINE void get_eighths(const T* points, int64_t apart, Vec<T>* re, Vec<T>* im) {
-#pragma GCC unroll 8
-  for (int j = 0; j < 8; ++j) {
-    re[j] = load(points + j * apart);
-    im[j] = load(points + j * apart + kLanes<T>);
-  }
-}
-
-template <typename T>
-CROCUTA_INLINE void put_eighths(T* points, int64_t apart, const Vec<T>* re, const Vec<T>* im) {
-#pragma GCC unroll 8
-  for (int j = 0; j < 8; ++j) {
-    store(points + j * apart, re[j]);
-    store(points + j * apart + kLanes<T>, im[j]);
-  }
-}
-
-// Points from one eighth of a transform to the next, and of all with what lies between them and behind.
-constexpr int64_t spacing(int64_t size) { return size / 8 + 1; }
-constexpr int64_t spaced(int64_t size) { return size + 9; }
-
-// All but the first pass.
-template <typename T>
-void split_eighths(const Plan<T>& plan, T* points) {
-  for (int64_t j = 0; j < 8; ++j) split_block(plan, 1, points + j * spacing(plan.size) * kPoint<T>, 8 + j);
-}
-
-// The spectrum of real numbers: source(t) is a vector, 0 <= t < plan.size.
-template <typename T, typename Source>
-void transform_real(const Plan<T>& plan, T* points, Source&& source) {
-  const int64_t part = plan.size / 8;
-  const T* nodes = plan.nodes.get();
-  for (int64_t n = 0; n < part; ++n) {
-    Vec<T> re[8], im[8];
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) re[j] = source(n + j * part);
-    split<T, 3, true>(re, im, 1, nodes);
-    put_eighths(points + n * kPoint<T>, spacing(plan.size) * kPoint<T>, re, im);
-  }
-  split_eighths(plan, points);
-}
-
-// The real parts of what has a spectrum: sink(t, vector), each t once; after every 64 of them rest() is called, so that
-// sums can be put away. The points are overwritten; sink may write to those of its t.
-template <typename T, typename Sink, typename Rest>
-void inverse_real(const Plan<T>& plan, T* points, Sink&& sink, Rest&& rest) {
-  const int64_t part = plan.size / 8, apart = spacing(plan.size) * kPoint<T>;
-  for (int64_t j = 0; j < 8; ++j) combine_block(plan, 1, points + j * apart);
-  for (int64_t n = 0; n < part; ++n) {
-    Vec<T> re[8], im[8];
-    get_eighths(points + n * kPoint<T>, apart, re, im);
-    combine<T, 3, false>(re, im, plan.inverse[0] + n * 8);
-    const T* w = plan.weights.get() + n * 16;
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) sink(n + j * part, w[2 * j] * re[j] + w[2 * j + 1] * im[j]);
-    if (n % 8 == 7) rest();
-  }
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "fft.h"
+#include "fft_parts.h"
 
 namespace {
 
@@ -110,42 +110,43 @@ void from_lanes(const T* vectors, int64_t step, int64_t lanes, int64_t count, T*
     for (int64_t i = 0; i < lanes; ++i) rows[i * row + t] = vectors[t * step + i];
 }
 
-// The spectrum of h_j - i h_(j-1), where h_j are the taps [j N, (j + 1) N) for j >= 0, and h_(-1) = 0. Few points at a
-// time are brought from rows into lanes, just before the first pass takes them.
+// The first passes of the spectrum of h_j, the taps [j N, (j + 1) N), or, if not Real, of h_j - i h_(j-1).
+// Points are brought from rows into lanes just before the passes take them: where they fit a tile, or where what is
+// written goes past the caches, by way of a tile, else in the place where they are to be.
 template <typename T, bool Real>
-void filter_spectrum(const Plan<T>& plan, const Rows<T>& rows, int64_t j, T* points) {
-  constexpr int64_t L = kLanes<T>, kRun = 32;
-  const int64_t part = plan.size / 8, apart = spacing(plan.size) * kPoint<T>;
-  alignas(64) T real[8 * kRun * L], imaginary[Real ? 1 : 8 * kRun * L];
-  for (int64_t from = 0; from < part; from += kRun) {
-    const int64_t run = std::min(kRun, part - from);
+void filter_first(const Plan<T>& plan, const Rows<T>& rows, int64_t j, T* points, bool far) {
+  constexpr int64_t L = kLanes<T>, kTile = 1024;
+  alignas(64) T tile[(Real ? 1 : 2) * kTile * L];
+  const bool in_place = plan.size > kTile && !far;
+  const int64_t parts = parts_of(plan.size), part = plan.size / parts;
+  const int64_t run = in_place ? part : std::min(part, kTile / parts);
+  const int64_t step = in_place ? kPoint<T> : L;
+  const auto place = [&](int64_t i) { return (in_place ? place_of(plan.size, i) : i * run) * step; };
+  T *const real = in_place ? points : tile, *const imaginary = real + (in_place ? L : kTile * L);
+  for (int64_t from = 0; from < part; from += run) {
     const auto fill = [&](int64_t first, T sign, T* to) {
-      for (int64_t eighth = 0; eighth < 8; ++eighth, first += part, to += kRun * L) {
+      for (int64_t i = 0; i < parts; ++i, first += part) {
+        T* at = to + place(i);
         const int64_t count = std::clamp<int64_t>(rows.used - first, 0, run);
-        to_lanes(rows, first, count, sign, to, L);
-        for (int64_t n = count; n < run; ++n) store(to + n * L, Vec<T>{});
+        to_lanes(rows, first, count, sign, at, step);
+        for (int64_t n = count; n < run; ++n) store(at + n * step, Vec<T>{});
+        if (far)
+          for (int64_t lane = 0; lane < rows.lanes; ++lane) __builtin_prefetch(rows.row(lane) + first + run, 0, 2);
       }
     };
     fill(j * plan.size + from, T(1), real);
     if (!Real) fill((j - 1) * plan.size + from, T(-1), imaginary);
-    for (int64_t n = 0; n < run; ++n) {
-      Vec<T> re[8], im[8];
-#pragma GCC unroll 8
-      for (int64_t i = 0; i < 8; ++i) {
-        re[i] = load(real + (i * kRun + n) * L);
-        if (!Real) im[i] = load(imaginary + (i * kRun + n) * L);
-      }
-      split<T, 3, Real>(re, im, 1, plan.nodes.get());
-      put_eighths(points + (from + n) * kPoint<T>, apart, re, im);
-    }
+    split_first<T, Real>(plan, points, from, run, far, [&](int64_t i, int64_t n, Vec<T>& re, Vec<T>& im) {
+      re = load(real + place(i) + (n - from) * step);
+      if (!Real) im = load(imaginary + place(i) + (n - from) * step);
+    });
   }
-  split_eighths(plan, points);
 }
 
-template <typename T>
+template <typename T, bool Real = false>
 void filter_spectrum(const Plan<T>& plan, const Rows<T>& rows, int64_t j, T* points) {
-  if (j == 0) filter_spectrum<T, true>(plan, rows, j, points);
-  else filter_spectrum<T, false>(plan, rows, j, points);
+  filter_first<T, Real>(plan, rows, j, points, false);
+  for (int64_t part = 0; part < parts_of(plan.size); ++part) split_part(plan, points, part);
 }
 
 }  // namespace

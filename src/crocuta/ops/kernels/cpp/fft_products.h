@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "fft.h"
+#include "fft_parts.h"
 
 namespace {
 
@@ -66,23 +66,17 @@ CROCUTA_INLINE void each_product(const T* a, const T* b, int64_t b_blocks, int64
   }
 }
 
-// a_m becomes sum_i a_i g_(m-i), at one frequency.
+// to_(m - first) (+)= C_m - i C_(m-1) for m in [first, blocks), C of a and b and D of a, at one frequency; `to` may be
+// a or b if first is 0.
 template <typename T>
-CROCUTA_INLINE void multiply_blocks(T* a, int64_t blocks, const T* g, int64_t g_blocks, int64_t step) {
-  const auto put = [&](int64_t m, Vec<T> re, Vec<T> im) {
-    store(a + m * step, re);
-    store(a + m * step + kLanes<T>, im);
-  };
-  if (g_blocks >= blocks) each_product<T, true>(a, g, g_blocks, step, 0, blocks - 1, put);
-  else each_product<T, false>(a, g, g_blocks, step, 0, blocks - 1, put);
-}
-
-// to_(m - first) (+)= C_m - i C_(m-1) for m in [first, blocks), C of a and b, at one frequency.
-template <typename T>
-CROCUTA_INLINE void correlate_blocks(const T* a, const T* b, int64_t blocks, int64_t first, bool add, T* to,
-                                     int64_t step) {
+CROCUTA_INLINE void convolve_blocks(const T* a, int64_t blocks, const T* b, int64_t b_blocks, Vec<T> skip,
+                                    int64_t first, bool add, T* to, int64_t step) {
   Vec<T> later_re = {}, later_im = {};
   const auto put = [&](int64_t m, Vec<T> re, Vec<T> im) {
+    if (m >= 0) {
+      re = re + skip * load(a + m * step);
+      im = im + skip * load(a + m * step + kLanes<T>);
+    }
     if (m + 1 < blocks) {
       T* at = to + (m + 1 - first) * step;
       Vec<T> sum_re = later_re + im, sum_im = later_im - re;
@@ -96,7 +90,9 @@ CROCUTA_INLINE void correlate_blocks(const T* a, const T* b, int64_t blocks, int
     later_re = re;
     later_im = im;
   };
-  each_product<T, true>(a, b, blocks, step, std::max<int64_t>(0, first - 1), blocks - 1, put);
+  const int64_t least = std::max<int64_t>(0, first - 1);
+  if (b_blocks >= blocks) each_product<T, true>(a, b, b_blocks, step, least, blocks - 1, put);
+  else each_product<T, false>(a, b, b_blocks, step, least, blocks - 1, put);
   if (first == 0) put(-1, Vec<T>{}, Vec<T>{});
 }
 

@@ -75,7 +75,7 @@ void tile(const Taps<T>& filter, const Buffers<T>& to, int64_t at, const Run& ru
       if (t >= count) return;
       T* out = outputs + t * to.step;
       store(out, place ? load(out, lanes) + v : v, lanes);  // a full buffer: outputs take the place of the inputs
-    }, [] {});
+    });
   });
 }
 

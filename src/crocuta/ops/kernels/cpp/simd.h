@@ -9,6 +9,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
 #ifndef CROCUTA_ISA
 #error "compile with -DCROCUTA_ISA=base, avx2 or avx512"
 #endif
@@ -62,6 +66,27 @@ CROCUTA_INLINE Vec<T> load(const T* from) {
 template <typename T>
 CROCUTA_INLINE void store(T* to, Vec<T> v) {
   std::memcpy(to, &v, sizeof v);
+}
+
+// To aligned memory, past the caches where the machine can: what is there is not read first. Before another thread reads
+// it, stored_far() must be called.
+template <typename T>
+CROCUTA_INLINE void store_far(T* to, Vec<T> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(reinterpret_cast<float*>(to), reinterpret_cast<__m512>(v));
+#elif defined(__AVX__)
+  _mm256_stream_ps(reinterpret_cast<float*>(to), reinterpret_cast<__m256>(v));
+#elif defined(__SSE2__)
+  _mm_stream_ps(reinterpret_cast<float*>(to), reinterpret_cast<__m128>(v));
+#else
+  store(to, v);
+#endif
+}
+
+CROCUTA_INLINE void stored_far() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 // The first `count` lanes, zeros in the others; nothing behind them is read.

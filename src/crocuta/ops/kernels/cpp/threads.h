@@ -10,6 +10,10 @@ extern "C" void crocuta_parallel(int64_t threads, int64_t tasks, void (*work)(vo
 
 template <typename Work>
 inline void parallel(int64_t threads, int64_t tasks, Work&& work) {
+  if (threads == 1) {  // what is shared out costs an atomic number a task
+    for (int64_t task = 0; task < tasks; ++task) work(task);
+    return;
+  }
   crocuta_parallel(
       threads, tasks, [](void* context, int64_t task) { (*static_cast<Work*>(context))(task); }, &work);
 }
