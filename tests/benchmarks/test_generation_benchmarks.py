@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crocuta.ops.kernels.library import why_not
+
 
 def test_the_soak_reports_finite_tokens_memory_and_speed(
     module, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -89,3 +91,21 @@ def test_variants_with_other_totals_have_no_speed(
     assert "no speed" in printed.err
     assert "CPU time" not in printed.out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_narrow_weights_are_judged_by_the_forward_pass(
+    module, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    script = module("narrow_weights")
+    if why_not():
+        pytest.skip(why_not())
+    assert script.main(["--smoke", "--output", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("narrow_weights-*.json")
+    bits = json.loads(path.read_text())["bits"]
+    assert abs(bits["float32"]["change"]) < 1e-4 < abs(bits["int8"]["change"]) < 0.1
+    assert "| int8 " in capsys.readouterr().out
+    monkeypatch.setattr(script, "BITS_BOUND", 0.0)
+    assert script.main(["--smoke", "--output", str(tmp_path / "none")]) == 1
+    assert not (tmp_path / "none").exists()
+    assert script.main(["--model", str(tmp_path), "--output", str(tmp_path / "none")]) == 0
+    assert "there is no model" in capsys.readouterr().out
