@@ -111,11 +111,11 @@ def centred(fir, u, *arguments):
 
 def over_the_current_length(self: ImplicitFilter, like: torch.Tensor, length: int) -> torch.Tensor:
     taps = self._unnormalised(like, length)
-    return (taps / taps.abs().sum(0)).t()
+    return taps / taps.abs().sum(1, keepdim=True)
 
 
 def not_normalised(self: ImplicitFilter, like: torch.Tensor, length: int) -> torch.Tensor:
-    return self._unnormalised(like, length).t()
+    return self._unnormalised(like, length)
 
 
 def outside_the_root(self: RMSNorm, x: torch.Tensor) -> torch.Tensor:

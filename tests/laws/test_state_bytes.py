@@ -18,6 +18,7 @@ from crocuta.config import (
 from crocuta.inference.generate import stream
 from crocuta.model.lm import Model
 from crocuta.model.state import ModelState
+from crocuta.model.step import Stepper
 
 
 def expected_bytes(mixer: MixerConfig, batch: int, max_length: int, size: int, wide: int) -> int:
@@ -74,14 +75,14 @@ def test_generation_of_4096_tokens_holds_constant_state_bytes(kind, monkeypatch)
         tokens = 4096
     model = tiny_model(kind)
     sizes: list[tuple[int, int]] = []
-    extend = Model.extend
+    for owner, name in ((Model, "extend"), (Stepper, "step")):  # whichever decodes here
 
-    def watched(self, ids, state, lengths=None):
-        logits = extend(self, ids, state, lengths)
-        sizes.append((state.nbytes, held_bytes(state)))
-        return logits
+        def watched(self, ids, state, *rest, run=getattr(owner, name)):
+            logits = run(self, ids, state, *rest)
+            sizes.append((state.nbytes, held_bytes(state)))
+            return logits
 
-    monkeypatch.setattr(Model, "extend", watched)
+        monkeypatch.setattr(owner, name, watched)
     pieces = list(stream(model, None, [random_ids(50, seed=1)], max_tokens=tokens, seed=1))
     assert len(pieces) == tokens
     assert len(sizes) == tokens - 1

@@ -69,7 +69,7 @@ def test_the_gradient_is_clipped_to_its_norm():
 def test_bfloat16_autocasts_the_products():
     model = tiny_model("stripe", seed=1)
     seen = set()
-    model.blocks[0].mlp.up.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    model.blocks[0].mlp.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     _, loss, _ = updated(model, 1)
     _, narrow, _ = updated(model, 1, precision="bfloat16")
     assert seen == {torch.float32, torch.bfloat16}
