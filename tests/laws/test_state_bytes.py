@@ -75,14 +75,19 @@ def test_generation_of_4096_tokens_holds_constant_state_bytes(kind, monkeypatch)
         tokens = 4096
     model = tiny_model(kind)
     sizes: list[tuple[int, int]] = []
-    for owner, name in ((Model, "extend"), (Stepper, "step")):  # whichever decodes here
 
-        def watched(self, ids, state, *rest, run=getattr(owner, name)):
+    def watch(owner, name):
+        run = getattr(owner, name)
+
+        def watched(self, ids, state, *rest):
             logits = run(self, ids, state, *rest)
             sizes.append((state.nbytes, held_bytes(state)))
             return logits
 
         monkeypatch.setattr(owner, name, watched)
+
+    watch(Model, "extend")
+    watch(Stepper, "step")  # where that decodes
     pieces = list(stream(model, None, [random_ids(50, seed=1)], max_tokens=tokens, seed=1))
     assert len(pieces) == tokens
     assert len(sizes) == tokens - 1
