@@ -136,3 +136,14 @@ def test_the_op_passes_the_checks_of_torch():
     torch.library.opcheck(torch.ops.crocuta.mlp.default, inputs)
     plain = x.detach(), None, None, up.weight, None, down.weight, None, "silu", False
     torch.library.opcheck(torch.ops.crocuta.mlp.default, plain, test_utils=("test_schema", "test_faketensor"))
+
+
+@each_path
+def test_a_bias_of_another_dtype_is_an_error_and_no_number(path):
+    """The kernel sees addresses alone."""
+    gate, up, down = layers(True, True)
+    odd = Affine(gate.weight, gate.bias.float())
+    with path(), pytest.raises(RuntimeError):
+        mlp(randn(3, 4).float(), Affine(odd.weight.float(), gate.bias), up, down, "silu")
+    with path():  # torch widens it
+        torch.testing.assert_close(mlp(randn(3, 4), odd, up, down, "silu"), formula(randn(3, 4), odd, up, down, "silu"))

@@ -174,10 +174,6 @@ def _accumulate(dweight: Tensor, dbias: Tensor, d: Tensor, x: Tensor) -> None:
     dbias.add_(d.sum(0))
 
 
-def _compiled(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and available()
-
-
 class Products(NamedTuple):
     """What an activation gets: the products of the first layer, and their biases."""
 
@@ -190,10 +186,16 @@ class Products(NamedTuple):
         a = self.a if self.a_bias is None else self.a + self.a_bias
         return a, self.b if self.b is None or self.b_bias is None else self.b + self.b_bias
 
+    def compiled(self) -> bool:
+        """Whether the kernel takes them, which sees addresses alone: all of one dtype, numbers side by side."""
+        if self.a.device.type != "cpu" or self.a.dtype not in (torch.float32, torch.float64) or not available():
+            return False
+        return all(t is None or (t.dtype == self.a.dtype and t.is_contiguous()) for t in self)
+
 
 def _activated(products: Products, h: Tensor, activation: Activation) -> Tensor:
     """act(a), times b; written to h where the kernel does it."""
-    if not _compiled(products.a):
+    if not products.compiled():
         a, b = products.with_biases()
         return activate(a, activation) if b is None else activate(a, activation) * b
     compiled_activation(*products, h, activation)
@@ -204,7 +206,7 @@ def _adjoint_of_activation(
     products: Products, dh: Tensor, h: Tensor, db: Tensor, activation: Activation
 ) -> tuple[Tensor, Tensor]:
     """h and da; db is written. The kernel writes the others to ``h`` and over ``dh``."""
-    if _compiled(products.a):
+    if products.compiled():
         compiled_adjoint(*products, dh, (h, dh, None if products.b is None else db), activation)
         return h, dh
     a, b = products.with_biases()

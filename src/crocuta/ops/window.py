@@ -26,5 +26,6 @@ def plain_decay_window(
     taps: Float[Tensor, "g k"], rates: Float[Tensor, " g"], shift: float, delta: float
 ) -> Float[Tensor, "g k"]:
     """``decay_window`` without the compiled kernel, whose last bits differ."""
-    t = (torch.arange(taps.shape[1], dtype=torch.float64) * delta).to(taps)
+    wide = taps.dtype if taps.device.type == "mps" else torch.float64  # which that device has not
+    t = (torch.arange(taps.shape[1], dtype=wide, device=taps.device) * delta).to(taps.dtype)
     return taps * (torch.exp(-rates[:, None] * t) + shift)

@@ -41,6 +41,9 @@ def _outputs(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tenso
 def _forward(
     x: Tensor, y: Tensor | None, scale: Tensor, bias: Tensor | None, eps: float, kind: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    assert y is None or (y.shape, y.dtype) == (x.shape, x.dtype), "what is added fits the stream"
+    assert scale.shape == x.shape[-1:], "a scale a channel"
+    assert bias is None or bias.shape == scale.shape, "a bias a channel"
     s, n, middle, inverse = outputs = _outputs(x, y)
     huge_pages(s, n)
     inputs = contiguous(x, y, scale, bias)

@@ -16,6 +16,7 @@ _ops.define(
 
 
 def _forward(taps: Tensor, rates: Tensor, shift: float, delta: float) -> Tensor:
+    assert (rates.shape, rates.dtype) == (taps.shape[:1], taps.dtype), "a rate a group, in the dtype of the taps"
     y = taps.new_empty(taps.shape)
     huge_pages(y)
     taps, rates = contiguous(taps, rates)
