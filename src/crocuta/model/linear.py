@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import final
 
-from torch import nn
+from torch import Tensor, nn
+
+from crocuta.ops.mlp import Affine
 
 
 @final
@@ -24,3 +26,11 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         """Nothing: see the module."""
+
+
+def affine(layer: nn.Module) -> Affine:
+    """The weight and the bias of a Linear, or of what stands in its place."""
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    assert bias is None or isinstance(bias, Tensor)
+    return Affine(weight, bias)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from crocuta.config import GatedMLPConfig, PlainMLPConfig
-from crocuta.model.linear import Linear
-from crocuta.ops.mlp import Affine, mlp
+from crocuta.model.linear import Linear, affine
+from crocuta.ops.mlp import mlp
 from crocuta.types import Hidden
 
 
@@ -21,7 +21,7 @@ class GatedMLP(nn.Module):
         self.down = Linear(config.intermediate_size, channels, bias=config.bias)
 
     def forward(self, x: Hidden) -> Hidden:
-        return mlp(x, _affine(self.gate), _affine(self.up), _affine(self.down), self.activation)
+        return mlp(x, affine(self.gate), affine(self.up), affine(self.down), self.activation)
 
 
 class PlainMLP(nn.Module):
@@ -34,8 +34,4 @@ class PlainMLP(nn.Module):
         self.down = Linear(config.intermediate_size, channels, bias=config.bias)
 
     def forward(self, x: Hidden) -> Hidden:
-        return mlp(x, None, _affine(self.up), _affine(self.down), self.activation)
-
-
-def _affine(layer: nn.Linear) -> Affine:
-    return Affine(layer.weight, layer.bias)
+        return mlp(x, None, affine(self.up), affine(self.down), self.activation)

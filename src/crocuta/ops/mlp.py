@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
@@ -13,11 +12,12 @@ from torch import Tensor
 from crocuta.ops.kernels.activation import activation as compiled_activation
 from crocuta.ops.kernels.activation import activation_adjoint as compiled_adjoint
 from crocuta.ops.kernels.library import available, huge_pages
+from crocuta.ops.turns import turn_size, turns
 
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "identity"]
 
 _ROWS = 512
-"""Rows done at once on a CPU: what lies between the products then stays in the cache and is never a whole tensor."""
+"""Rows done at once on a CPU."""
 
 
 class Affine(NamedTuple):
@@ -90,10 +90,10 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, a, b = _outputs(x, gate, up, down, keep)
     huge_pages(y, a, b)
-    turn = _turn(x)
+    turn = turn_size(x, _ROWS)
     scratch = x.new_empty(1 if keep else 1 + (gate is not None), min(turn, len(x)), len(up))
     first, first_bias, factor_bias = (up, up_bias, None) if gate is None else (gate, gate_bias, up_bias)
-    for rows in _turns(len(x), turn):
+    for rows in turns(len(x), turn):
         size = rows.stop - rows.start
         a_ = a[rows] if keep else scratch[0, :size]
         b_ = None if gate is None else b[rows] if keep else scratch[1, :size]
@@ -126,11 +126,11 @@ def _backward(
     huge_pages(dx)
     for gradient in gradients[1:]:
         gradient.zero_()
-    turn = _turn(x)
+    turn = turn_size(x, _ROWS)
     scratch = x.new_empty(3, min(turn, len(x)), len(up))
     first, first_bias, factor_bias = (up, up_bias, None) if gate is None else (gate, gate_bias, up_bias)
     dfirst, dfirst_bias = (dup, dup_bias) if gate is None else (dgate, dgate_bias)
-    for rows in _turns(len(x), turn):
+    for rows in turns(len(x), turn):
         x_, dy_, dx_ = x[rows], dy[rows], dx[rows]
         h, dh, db = (each[: rows.stop - rows.start] for each in scratch)
         torch.mm(dy_, down, out=dh)
@@ -158,15 +158,6 @@ def _gradients(
         return weight.new_empty(weight.shape), weight.new_empty(len(weight))
 
     return x.new_empty(x.shape), *like(gate), *like(up), *like(down)
-
-
-def _turn(x: Tensor) -> int:
-    """Gradients of weights are summed over turns, so what is narrower than float32 is done in one."""
-    return _ROWS if x.device.type == "cpu" and x.dtype.itemsize >= 4 else max(1, len(x))
-
-
-def _turns(rows: int, turn: int) -> Iterator[slice]:
-    return (slice(first, min(rows, first + turn)) for first in range(0, rows, turn))
 
 
 def _accumulate(dweight: Tensor, dbias: Tensor, d: Tensor, x: Tensor) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -23,12 +22,13 @@ from crocuta.config import (
 )
 from crocuta.errors import InputError
 from crocuta.model.filters.base import Filter, ShortFilter, extend_online, online_state
-from crocuta.model.linear import Linear
+from crocuta.model.linear import Linear, affine
 from crocuta.model.precision import Memo
 from crocuta.model.state import OnlineState, State
 from crocuta.ops.blocks import compute_dtype, full_precision
 from crocuta.ops.dispatch import Case, choose
 from crocuta.ops.fft_conv import fft_convolution, filter_spectrum
+from crocuta.ops.implicit import implicit_taps
 from crocuta.ops.kernels.fft_conv import filter_spectrum as compiled_spectrum
 from crocuta.ops.kernels.hyena_fft import hyena_fft
 from crocuta.ops.kernels.online_conv import OnlineFilter
@@ -107,12 +107,8 @@ class ImplicitFilter(Filter):
         wide = torch.float64 if config.wide_positions and like.device.type != "mps" else like.dtype
         positions = like.new_empty(0, dtype=wide)
         x = positional_features(config, length, positions) if source.features is None else source.features[:length]
-        x = x[::step]
-        for layer in source.layers:
-            assert isinstance(layer, nn.Linear)
-            x = source.activate(F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))).to(like.dtype)
-        weight, bias = self.output.weight, self.output.bias  # this way round the taps of a filter lie side by side
-        taps = torch.mm(weight, x.t()) if bias is None else torch.addmm(bias[:, None], weight, x.t())
+        layers = [affine(layer) for layer in source.layers]
+        taps = implicit_taps(x[::step], layers, source._frequency(), affine(self.output))
         if config.bound:
             taps = torch.tanh(taps)
         rates = self.rates(like)
@@ -134,11 +130,11 @@ class ImplicitFilter(Filter):
         length, step = self.config.max_length, -(-self.config.max_length // 4096)
         return self._unnormalised(self.output.weight, length, step, plain_decay_window)
 
-    def activate(self, x: Tensor) -> Tensor:
-        """The MLP's activation."""
+    def _frequency(self) -> Tensor | None:
+        """Of the sine that is the MLP's activation; None where that is a ReLU."""
         if not isinstance(self.config.activation, SineConfig):
-            return torch.relu(x)
-        return torch.sin((self.config.activation.frequency if self.frequency is None else self.frequency) * x)
+            return None
+        return torch.tensor(self.config.activation.frequency) if self.frequency is None else self.frequency
 
     def rates(self, like: Tensor) -> Float[Tensor, " g"] | None:
         """The decay of each filter's window over max_length, in the dtype of ``like``; None without a window."""
