@@ -59,4 +59,5 @@ def _in_turns(model: Model, hidden: Float[Tensor, "n d"], targets: Int[Tensor, "
 
 
 def _summed(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(model.logits(hidden[None])[0], targets, reduction="sum", ignore_index=-100)
+    logits = model.logits(hidden[None]).squeeze(0)  # the adjoint of [0] would be a copy
+    return F.cross_entropy(logits, targets, reduction="sum", ignore_index=-100)
