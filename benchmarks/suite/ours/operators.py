@@ -78,14 +78,14 @@ def online(inputs: Tensors, sizes: Settings) -> Task:
     """A token at a time through an implicit filter's state; the taps are the case's, not an MLP's."""
     d, l = sizes["channels"], sizes["length"]
     filter_ = _WithTaps(inputs["taps"], ImplicitFilterConfig(max_length=l), d)
-    tokens, skip = inputs["u"].unbind(1), inputs["skip"]
+    tokens, skip = inputs["u"].split(1, dim=1), inputs["skip"]
 
     @torch.inference_mode()
-    def run() -> Tensor:
+    def run() -> list[Tensor]:
         state = filter_.init_state(1, l, device=CPU, dtype=torch.float32)
-        return torch.cat([filter_.extend(token[:, None], skip, state, None) for token in tokens], 1)
+        return [filter_.extend(token, skip, state, None) for token in tokens]
 
-    return Task(run, lambda: {"y": run()[:, sizes["sampled"] // 2 :: sizes["sampled"]]}, units=l)
+    return Task(run, lambda: {"y": torch.cat(run()[sizes["sampled"] // 2 :: sizes["sampled"]], 1)}, units=l)
 
 
 class _WithTaps(ImplicitFilter):

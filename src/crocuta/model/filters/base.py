@@ -99,7 +99,7 @@ def extend_online(
     if state.filter is None or starts[0] % BLOCK == 0 or torch.is_grad_enabled():
         state.filter = filter_.online(state)  # asking whether parameters have changed takes longer than a token
     if lengths is None and _steps_here(u):
-        return online_step(u, state.filter, state.writable(), state.lengths, skip)
+        return online_step(u, state.filter, state.writable(), state.lengths, skip, starts)
     skip = skip if skip is None or skip.dtype == u.dtype else skip.to(u.dtype)
     counts = None if lengths is None else lengths.tolist()
     y = online_convolution(u, state.filter.plain, state.buffers, starts, counts, skip)
