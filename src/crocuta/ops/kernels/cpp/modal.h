@@ -182,6 +182,7 @@ CROCUTA_INLINE void scan_again(const Modes<T>& f, int64_t mode, int64_t ch, int6
     }
   }
   for (int64_t t = 0; t < steps; ++t) {
+    if (First) prefetch(u + (t - kBlock) * us);  // rows are too far apart for the hardware to guess the block before
     const V x = load(u + t * us);
     V* here = kept + (t + 1) * stride;
     V out = !Outputs ? V{} : First ? D * x : load(y + t * kLanes<T>);
@@ -237,6 +238,10 @@ CROCUTA_INLINE void scan_group_adjoint(const Modes<T>& f, int64_t mode, int64_t 
     }
   }
   for (int64_t t = steps - 1; t >= 0; --t) {
+    if (First) {
+      prefetch(dy + (t - kBlock) * dys);
+      prefetch(du + (t - kBlock) * dus);
+    }
     const V e = load(dy + t * dys);
     const V* before = kept + t * stride;
     V sum = First ? D * e : load(du + t * dus);
