@@ -86,8 +86,6 @@ void backward(const T* dy, int64_t dy_row, int64_t dy_step, const T* z, int64_t 
         const T* error = dy + row * dy_row + start * dy_step + ch;
         T *dx2 = thirds.get(), *dx1 = dx2 + third, *dv = dx1 + third;
         for (int64_t t = 0; t < steps; ++t) {
-          prefetch(error + (t - kBlock) * dy_step);
-          for (int64_t part = 0; part < 3; ++part) prefetch(in.rows + (start + t - kBlock) * z_step + part * d + ch);
           const Vec<T> here = load(error + t * dy_step, lanes);
           store(dx2 + t * L, here);
           store(e + t * L, here * load(x2 + t * L));
