@@ -32,11 +32,11 @@ def rates_of(groups: int, dtype: torch.dtype) -> torch.Tensor:
 def test_values_and_gradients(path, dtype, bound, groups, taps):
     delta, found = 1 / max(1, taps - 1), []
     x, rates, dy = randn(groups, taps, dtype=dtype), rates_of(groups, dtype), randn(groups, taps, seed=1, dtype=dtype)
-    for function in (lambda *given: decay_window(*given, SHIFT, delta), lambda *given: formula(*given, delta)):
+    for window in (lambda *given: decay_window(*given, SHIFT, delta), lambda *given: formula(*given, delta)):
         wide = dtype if not found else torch.float64
         leaves = [tensor.to(wide, copy=True).requires_grad_() for tensor in (x, rates)]
         with path():
-            y = function(*leaves)
+            y = window(*leaves)
             found.append((y, *torch.autograd.grad(y, leaves, dy.to(wide))))
     for mine, true in zip(*found, strict=True):
         scale = true.norm() if true.norm() else 1
