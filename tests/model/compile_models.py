@@ -17,6 +17,7 @@ from tiny_models import random_ids, tiny_model
 
 from crocuta.model.captured import on_device
 from crocuta.model.lm import Model
+from crocuta.ops.kernels.library import switched_off
 
 GRAPH = {"fullgraph": True, "backend": "aot_eager", "dynamic": False}
 
@@ -59,7 +60,7 @@ def decode(kind: str) -> dict[str, float]:
     return {"logits": distance(torch.cat(found, 1), expected)}
 
 
-def refuse() -> dict[str, str]:
+def refuse(_: str) -> dict[str, str]:
     """Ids outside the vocabulary are an error of the graph too."""
     model = torch.compile(tiny_model("explicit", torch.float64, seed=1), **GRAPH)
     try:
@@ -69,8 +70,17 @@ def refuse() -> dict[str, str]:
     return {"error": "none"}
 
 
+WORK = {
+    "train": train,
+    "decode": decode,
+    "train_on_torch": switched_off()(train),
+    "decode_on_torch": switched_off()(decode),
+    "refuse": refuse,
+}
+
+
 if __name__ == "__main__":
     for work, kind in (argument.split("/") for argument in sys.argv[1:]):
         torch._dynamo.reset()
-        found = refuse() if work == "refuse" else (train if work == "train" else decode)(kind)
+        found = WORK[work](kind)
         sys.stdout.write(json.dumps({"work": work, "kind": kind, **found}) + "\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from suite.case import Allocator, Case, Gate, Goal, Side
 
 VALUE_BOUND = 1e-5
@@ -50,6 +52,18 @@ def modal_training(modes: int, goal: float) -> Case:
             Side(name="stripedhyena", task="peers.stripedhyena:modal_training", bounds=PUBLISHED_FILTER),
         ),
         gate=Gate(truth="truth:modal", bounds=dict.fromkeys(names, VALUE_BOUND)),
+        goals=(Goal(against="stripedhyena", bound=goal),),
+    )
+
+
+def torch_paths_alone(case: Case, goal: float) -> Case:
+    """The case as a machine without a compiler runs it."""
+    ours = replace(case.ours, task=f"{case.ours.task}_on_torch")
+    return replace(
+        case,
+        name=f"{case.name}_torch_paths_alone",
+        what=f"{case.what}, torch paths alone",
+        sides=(ours, case.side("stripedhyena")),
         goals=(Goal(against="stripedhyena", bound=goal),),
     )
 
@@ -157,11 +171,13 @@ def online() -> Case:
     )
 
 
+MODAL = (modal_prefill(2, 400.0), modal_prefill(8, 1000.0), modal_training(2, 50.0), modal_training(8, 120.0))
+
 CASES = (
-    modal_prefill(2, 400.0),
-    modal_prefill(8, 1000.0),
-    modal_training(2, 50.0),
-    modal_training(8, 120.0),
+    *MODAL,
+    torch_paths_alone(MODAL[1], 10.0),
+    torch_paths_alone(MODAL[2], 6.0),
+    torch_paths_alone(MODAL[3], 6.0),
     real_modal(),
     *(
         long_convolution(length, channels, backward=backward, allocator=allocator)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,7 @@ from crocuta.config import ComplexModalFilterConfig, ExplicitFilterConfig, Impli
 from crocuta.model.filters import ExplicitFilter, Filter, ImplicitFilter, build_filter
 from crocuta.ops.fft_conv import fft_convolution
 from crocuta.ops.gate import fir_gate as fused_fir_gate
+from crocuta.ops.kernels.library import switched_off
 from suite.steps import operator_training
 from suite.task import Settings, Task, Tensors
 
@@ -31,6 +34,14 @@ def modal_training(inputs: Tensors, sizes: Settings) -> Task:
     filter_ = _complex_filter(inputs, sizes)
     leaves = {"u": inputs["u"], "skip": inputs["skip"], **dict(filter_.named_parameters())}
     return operator_training(lambda: filter_.convolve(leaves["u"], leaves["skip"]), leaves, inputs["dy"], {})
+
+
+def modal_prefill_on_torch(inputs: Tensors, sizes: Settings) -> Task:
+    return _on_torch(modal_prefill(inputs, sizes))
+
+
+def modal_training_on_torch(inputs: Tensors, sizes: Settings) -> Task:
+    return _on_torch(modal_training(inputs, sizes))
 
 
 def long_convolution(inputs: Tensors, _: Settings) -> Task:
@@ -100,6 +111,11 @@ class _WithTaps(ImplicitFilter):
 
 
 # --- what they share ---
+
+
+def _on_torch(task: Task) -> Task:
+    """The task as on a machine without a compiler."""
+    return replace(task, run=switched_off()(task.run), answers=switched_off()(task.answers))
 
 
 def _filled(config: ComplexModalFilterConfig | RealModalFilterConfig, sizes: Settings, **parameters: Tensor) -> Filter:

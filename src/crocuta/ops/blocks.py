@@ -26,7 +26,13 @@ def own_positions(lengths: Int[Tensor, " b"], length: int, device: torch.device)
 
 def channels_first(u: Float[Tensor, "b l d"], dtype: torch.dtype) -> Float[Tensor, "d b l"]:
     """The same values with time contiguous, in ``dtype``; free when the memory already is [d b l]."""
-    return u.permute(2, 0, 1).to(dtype).contiguous()
+    b, l, d = u.shape
+    first = u.permute(2, 0, 1).to(dtype)
+    if first.is_contiguous():
+        return first
+    return (
+        first.permute(1, 2, 0).reshape(b * l, d).t().contiguous().view(d, b, l)
+    )  # of matrices torch transposes by tiles
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

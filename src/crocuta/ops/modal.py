@@ -193,7 +193,7 @@ class _Chunked(torch.autograd.Function):
         u, taps, read, write, powers, jumps, before = ctx.saved_tensors
         (d, b, l), (g, c), m = u.shape, taps.shape, read.shape[2]
         blocks, rows = _block_inputs(u, taps.shape)
-        dy_blocks, _ = _block_inputs(dy, taps.shape)
+        dy_blocks, _ = _block_inputs(channels_first(dy.permute(1, 2, 0), u.dtype), taps.shape)
         dtaps = toeplitz_adjoint(torch.bmm(blocks.transpose(1, 2), dy_blocks))
         dwrite = torch.bmm(before.transpose(1, 2), dy_blocks)
         dbefore = torch.bmm(dy_blocks, write.transpose(1, 2))
@@ -252,16 +252,20 @@ def _scan(first: Float[Tensor, "g r b m"], added: Float[Tensor, "g r b steps m"]
     is_complex = jumps.is_complex()
     factors = jumps.movedim(-1, 0)[:, :, None, None, None, :]  # [SPAN+1 g 1 1 1 n]
     sources = _modes(added.unflatten(3, (spans, width)), is_complex)
-    local, carry = torch.empty_like(sources), torch.empty_like(sources[..., 0, :])
-    local[..., 0, :] = 0 if spans > 1 else _modes(first.contiguous(), is_complex)[..., None, :]
+    start = _modes(first.contiguous(), is_complex)
+    x = torch.zeros_like(sources[..., 0, :]) if spans > 1 else start[..., None, :]
+    local = [x]
     for j in range(width - 1):
-        torch.addcmul(sources[..., j, :], factors[1], local[..., j, :], out=local[..., j + 1, :])
+        x = torch.addcmul(sources[..., j, :], factors[1], x)
+        local.append(x)
+    local = torch.stack(local, -2)
     if spans > 1:
-        carry[..., 0, :] = _modes(first.contiguous(), is_complex)
-        whole = torch.addcmul(sources[..., -1, :], factors[1], local[..., -1, :])
+        whole = torch.addcmul(sources[..., -1, :], factors[1], x)
+        carry = [start]
         for i in range(spans - 1):
-            torch.addcmul(whole[..., i, :], factors[SPAN, :, :, :, 0], carry[..., i, :], out=carry[..., i + 1, :])
-        local.addcmul_(jumps[..., :SPAN].transpose(1, 2)[:, None, None, None], carry[..., None, :])
+            carry.append(torch.addcmul(whole[..., i, :], factors[SPAN, :, :, :, 0], carry[-1]))
+        carried = torch.stack(carry, -2)[..., None, :]
+        local.addcmul_(jumps[..., :SPAN].transpose(1, 2)[:, None, None, None], carried)
     return (torch.view_as_real(local).flatten(-2) if is_complex else local).flatten(3, 4)[..., :steps, :]
 
 

@@ -82,6 +82,20 @@ def test_threads_change_nothing(kind):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@each_isa
+def test_sums_over_many_rows_lose_nothing(isa):
+    """Every term has the same sign: 64 rows are summed in float32, then float64 goes on."""
+    x, bias = torch.full((400_000, 2), 0.1), torch.zeros(2, requires_grad=True)
+    x[:, 1] = -0.1
+    scale = torch.ones(2, requires_grad=True)
+    dn = normal(*x.shape, dtype=torch.float32).abs()
+    with on(isa):
+        n = add_layer_norm(x, None, scale, bias, 1e-6)[1]
+        n.backward(dn)
+    assert relative_error(scale.grad, (dn.double() * n.double()).sum(0)) < 5e-7
+    assert relative_error(bias.grad, dn.double().sum(0)) < 5e-7
+
+
 @KINDS
 def test_the_op_passes_the_checks_of_torch(kind):
     x, y, scale, bias = normal(3, 5), normal(3, 5, seed=1), normal(5, seed=2), normal(5, seed=3)
