@@ -12,6 +12,12 @@ namespace {
 constexpr int64_t kBlockRows = 32;
 constexpr int64_t kAhead = 2048;  // bytes that a stream is fetched ahead
 
+// How far behind place `at` of a block lies what its stream reads kAhead bytes later: in the same block, or in the one
+// that takes its place when `streams` blocks of `stride` bytes are done.
+CROCUTA_INLINE int64_t ahead_of(int64_t at, int64_t stride, int64_t streams) {
+  return at + kAhead < stride ? kAhead : kAhead + (streams - 1) * stride;
+}
+
 // --- bfloat16 -----------------------------------------------------------------------------------------------------
 
 // Sums run over 256 inputs at a time, so that rounding does not add up over all of them.
@@ -32,15 +38,17 @@ struct Bfloat16Product {
     for (int64_t from = 0; from < k || from == 0; from += kRun) {
       const int64_t end = std::min(k, from + kRun);
       Vec<float> sum[B][S][vectors] = {};
-      for (int64_t i = from; i < end; ++i)
+      for (int64_t i = from; i < end; ++i) {
+        const int64_t ahead = ahead_of(2 * i * kBlockRows, 2 * stride, S);
         for (int s = 0; s < S; ++s) {
           const uint16_t* next = w + s * stride + i * kBlockRows;
           Vec<float> v[vectors];
           widen(next, v);
-          __builtin_prefetch(reinterpret_cast<const char*>(next) + kAhead, 0, 2);
+          __builtin_prefetch(reinterpret_cast<const char*>(next) + ahead, 0, 2);
           for (int r = 0; r < B; ++r)
             for (int64_t n = 0; n < vectors; ++n) sum[r][s][n] = sum[r][s][n] + v[n] * in[r * k + i];
         }
+      }
       for (int r = 0; r < B; ++r)
         for (int s = 0; s < S; ++s)
           for (int64_t n = 0; n < vectors; ++n) {
