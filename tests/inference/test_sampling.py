@@ -9,9 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_paths import COMPILED, TORCH
 
 from crocuta.errors import InputError, NonFiniteError
 from crocuta.inference.sampling import SamplingConfig, _filtered, row_generators, sample, token_history
+
+
+
+@pytest.fixture(autouse=True, scope="module", params=[COMPILED, TORCH])
+def path(request):
+    with request.param():
+        yield
+
 
 GREEDY = SamplingConfig(temperature=0)
 # Whole logits make ties common; the shares of top_p and min_p are reached by no sum of their softmaxes.

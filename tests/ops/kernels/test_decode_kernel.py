@@ -25,6 +25,7 @@ from crocuta.ops.kernels.decode import (
     pack,
     sample,
 )
+from crocuta.ops.kernels.library import switched_off
 from crocuta.ops.kernels.online_conv import OnlineFilter
 from crocuta.ops.kernels.online_conv import bound as bind
 from crocuta.ops.mlp import activate
@@ -67,8 +68,8 @@ def product(matrix: Tensor, bias: Tensor | None, x: Tensor, weights: str, **opti
 
 def rounded(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Rows in 8 bits, and their scales: what the kernel multiplies."""
-    largest = matrix.abs().amax(1, keepdim=True)
-    return (matrix * (127 / largest)).round(), largest.double() / 127
+    scales = matrix.abs().amax(1, keepdim=True) / 127
+    return (matrix / scales).round(), scales.double()
 
 
 def rounded_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +117,7 @@ def test_products_in_8_bits_are_the_same_numbers_on_every_instruction_set():
         (whole, scales), (numbers, steps) = rounded(matrix), rounded_inputs(x)
         sums = numbers @ whole.double().t()
         assert inputs < 2000 or sums.abs().max() > 2**31
-        assert relative_error(found[0], sums * (steps * scales.t())) < 1e-7
+        assert relative_error(found[0], sums * (steps * scales.t())) < 1.2e-7
 
 
 @each_isa
@@ -437,7 +438,8 @@ def test_sampling_draws_what_the_sampler_draws(choice, v):
     logits[1::4, v // 2 :] = -math.inf
     logits[1::4, 0] = 0.0
     uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in row_generators(range(rows))])
-    expected = sampling.sample(logits, SamplingConfig(**choice), row_generators(range(rows)))
+    with switched_off():
+        expected = sampling.sample(logits, SamplingConfig(**choice), row_generators(range(rows)))
     ids, log_probs = sample(logits, uniform, **choice)
     assert torch.equal(ids, expected.ids)
     assert float((log_probs - expected.log_probs).abs().max()) < 1e-5
