@@ -89,7 +89,8 @@ def sample(
         NonFiniteError: naming the rows whose logits are no distribution.
     """
     _check_arguments(logits, config, generators, history)
-    raw = logits.detach().float().contiguous()
+    plain = logits.dtype == torch.float32 and not logits.requires_grad and logits.is_contiguous()
+    raw = logits if plain else logits.detach().float().contiguous()
     if raw.device.type == "cpu" and available() and (history is None or config.repetition_penalty == 1):
         return _sample_compiled(raw, config, generators, history, names)
     _require_distribution(raw, names)
@@ -116,7 +117,7 @@ def _sample_compiled(
 ) -> Sampled:
     """``sample`` in one call, which is several times faster for the few logits of a decoding step."""
     drawn = not config.greedy and generators is not None
-    uniform = _uniform(generators).to(raw.device) if drawn and generators else raw.new_zeros(len(raw), dtype=_WIDE)
+    uniform = _uniform(generators) if drawn and generators else raw.new_zeros(raw.shape[0], dtype=_WIDE)
     ids, log_probs = decode.sample(
         raw,
         uniform,
@@ -188,7 +189,8 @@ def _draw(weights: Float[Tensor, "b v"], generators: Sequence[torch.Generator]) 
 
 def _uniform(generators: Sequence[torch.Generator]) -> Float[Tensor, " b"]:
     """One number of [0, 1) from each."""
-    return torch.stack([torch.rand((), generator=g, dtype=_WIDE, device=g.device) for g in generators])
+    drawn = [torch.rand(1, generator=g, dtype=_WIDE, device=g.device) for g in generators]
+    return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
 
 
 def _require_distribution(logits: Float[Tensor, "b v"], names: Sequence[int] | None) -> None:
@@ -224,7 +226,7 @@ def _check_arguments(
         if not config.greedy:
             fix = "pass row_generators(seeds), or temperature=0 for greedy"
             raise InputError("drawing needs generators", given=f"None, temperature={config.temperature}", fix=fix)
-    elif len({id(g) for g in generators}) != len(logits) or len(generators) != len(logits):
+    elif not len({id(g) for g in generators}) == len(generators) == logits.shape[0]:
         given = f"{len(generators)} generators, {len({id(g) for g in generators})} distinct"
         raise InputError("each row needs its own generator", given=given, expected=f"{len(logits)} distinct ones")
 

@@ -123,14 +123,8 @@ struct ByteProduct {
   const char* x;  // [rows][quantised_bytes(k)]
   const float* scales;
 
-  template <int B, int S>
-  CROCUTA_INLINE void finish(int64_t block, int64_t row, const int32_t* high, const int32_t* low, float* to) const {
-    for (int r = 0; r < B; ++r)
-      for (int64_t o = 0; o < S * kBlockRows; ++o) {
-        const int64_t at = r * S * kBlockRows + o;
-        const float sum = static_cast<float>(high[at] + (low[at] >> 8)) * 256 + static_cast<float>(low[at] & 255);
-        to[at] = sum * (scales[row + r] * matrix.scales[block * kBlockRows + o]);
-      }
+  CROCUTA_INLINE static Vec<float> whole(Int32s high, Int32s low) {
+    return __builtin_convertvector(high + (low >> 8), Vec<float>) * 256.0f + __builtin_convertvector(low & 255, Vec<float>);
   }
 };
 
@@ -142,8 +136,7 @@ struct VnniProduct : ByteProduct {
   __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))) void dot(int64_t block, int64_t row,
                                                                                     float* to) const {
     const int64_t fours = (matrix.inputs + 3) / 4, stride = fours * 4 * kBlockRows, step = quantised_bytes(matrix.inputs);
-    const char* w = static_cast<const char*>(matrix.weights) + block * stride;
-    const char* in = x + row * step;
+    const char *w = static_cast<const char*>(matrix.weights) + block * stride, *in = x + row * step;
     __m512i sum[2][B][S][2];
     for (int r = 0; r < B; ++r)
       for (int s = 0; s < S; ++s)
@@ -169,13 +162,12 @@ struct VnniProduct : ByteProduct {
           }
       }
     }
-    alignas(64) int32_t sums[2][B * S * kBlockRows];
-    for (int half = 0; half < 2; ++half)
-      for (int r = 0; r < B; ++r)
-        for (int s = 0; s < S; ++s)
-          for (int n = 0; n < 2; ++n)
-            _mm512_store_si512(sums[half] + (r * S + s) * kBlockRows + 16 * n, sum[half][r][s][n]);
-    finish<B, S>(block, row, sums[0], sums[1], to);
+    for (int r = 0; r < B; ++r)
+      for (int s = 0; s < S; ++s)
+        for (int n = 0; n < 2; ++n) {
+          const Vec<float> scale = load(matrix.scales + (block + s) * kBlockRows + 16 * n) * scales[row + r];
+          store(to + (r * S + s) * kBlockRows + 16 * n, whole((Int32s)sum[0][r][s][n], (Int32s)sum[1][r][s][n]) * scale);
+        }
   }
 };
 #endif
@@ -201,9 +193,8 @@ struct WidenedProduct : ByteProduct {
   template <int B, int S>
   void dot(int64_t block, int64_t row, float* to) const {
     const int64_t fours = (matrix.inputs + 3) / 4, stride = fours * 4 * kBlockRows, step = quantised_bytes(matrix.inputs);
-    const char* w = static_cast<const char*>(matrix.weights) + block * stride;
-    const char* in = x + row * step;
-    alignas(64) int32_t high[B * S * kBlockRows] = {}, low[B * S * kBlockRows] = {}, sums[B * S * kBlockRows];
+    const char *w = static_cast<const char*>(matrix.weights) + block * stride, *in = x + row * step;
+    Int32s high[B][S][vectors] = {}, low[B][S][vectors] = {};
     for (int64_t from = 0; from < fours; from += longest) {
       Int32s sum[B][S][vectors] = {};
       for (int64_t i = from; i < std::min(fours, from + longest); ++i) {
@@ -224,13 +215,20 @@ struct WidenedProduct : ByteProduct {
           }
         }
       }
-      std::memcpy(sums, sum, sizeof sums);
-      for (int64_t at = 0; at < B * S * kBlockRows; ++at) {
-        high[at] += sums[at] >> 8;
-        low[at] += sums[at] & 255;
-      }
+      for (int r = 0; r < B; ++r)
+        for (int s = 0; s < S; ++s)
+          for (int64_t n = 0; n < vectors; ++n) {
+            high[r][s][n] += sum[r][s][n] >> 8;
+            low[r][s][n] += sum[r][s][n] & 255;
+          }
     }
-    finish<B, S>(block, row, high, low, to);
+    for (int r = 0; r < B; ++r)
+      for (int s = 0; s < S; ++s)
+        for (int64_t n = 0; n < vectors; ++n) {
+          const int64_t o = n * kLanes<float>;
+          const Vec<float> scale = load(matrix.scales + (block + s) * kBlockRows + o) * scales[row + r];
+          store(to + (r * S + s) * kBlockRows + o, whole(high[r][s][n], low[r][s][n]) * scale);
+        }
   }
 };
 
