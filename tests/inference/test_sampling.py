@@ -9,9 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_paths import COMPILED, TORCH
 
 from crocuta.errors import InputError, NonFiniteError
 from crocuta.inference.sampling import SamplingConfig, _filtered, row_generators, sample, token_history
+
+
+
+@pytest.fixture(autouse=True, scope="module", params=[COMPILED, TORCH])
+def path(request):
+    with request.param():
+        yield
+
 
 GREEDY = SamplingConfig(temperature=0)
 # Whole logits make ties common; the shares of top_p and min_p are reached by no sum of their softmaxes.
@@ -137,7 +146,7 @@ def test_a_draw_takes_one_number_whatever_the_filters():
 
 @pytest.mark.parametrize(("uniform", "expected"), [(0.0, 1), (1 - 2**-53, 4)])
 def test_the_ends_of_the_unit_interval_fall_on_possible_tokens(monkeypatch, uniform, expected):
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(uniform, dtype=torch.float64))
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([uniform], dtype=torch.float64))
     logits = torch.tensor([[-math.inf, 0.1, 0.3, 5.0, 0.2, -math.inf]])
     assert sample(logits, SamplingConfig(), row_generators([0])).ids.item() == expected
 

@@ -217,7 +217,7 @@ def test_narrow_weights_cost_what_they_may():
         truth = model(ids)
     errors = [error(stepped(Stepper(model, w), ids, model.init_state(4, ROOM)), truth) for w in ("bfloat16", "int8")]
     assert 1e-3 < errors[0] < 1e-2  # 8 bits of a mantissa are 4e-3, and roundings that average out
-    assert 5e-3 < errors[1] < 6e-2
+    assert 5e-3 < errors[1] < 2e-2  # of the weights alone: inputs have 16 bits
     sizes = [Stepper(model, w).nbytes for w in ("float32", "bfloat16", "int8")]
     assert sizes[1] > 1.5 * sizes[2] > 3 * sizes[0]  # in float32 it reads the model's own
 

@@ -16,6 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from crocuta.errors import InputError, NonFiniteError
+from crocuta.ops.kernels import decode
+from crocuta.ops.kernels.library import available
+
+_WIDE = torch.float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,10 @@ def sample(
         NonFiniteError: naming the rows whose logits are no distribution.
     """
     _check_arguments(logits, config, generators, history)
-    raw = logits.detach().float().contiguous()
+    plain = logits.dtype == torch.float32 and not logits.requires_grad and logits.is_contiguous()
+    raw = logits if plain else logits.detach().float().contiguous()
+    if raw.device.type == "cpu" and available() and (history is None or config.repetition_penalty == 1):
+        return _sample_compiled(raw, config, generators, history, names)
     _require_distribution(raw, names)
     scores = raw
     if history is not None and config.repetition_penalty != 1:
@@ -99,6 +106,31 @@ def sample(
     if history is not None:
         history.scatter_(1, ids[:, None], True)
     return Sampled(ids, torch.log_softmax(raw, dim=-1).gather(1, ids[:, None])[:, 0])
+
+
+def _sample_compiled(
+    raw: Float[Tensor, "b v"],
+    config: SamplingConfig,
+    generators: Sequence[torch.Generator] | None,
+    history: Bool[Tensor, "b v"] | None,
+    names: Sequence[int] | None,
+) -> Sampled:
+    """``sample`` in one call, which is several times faster for the few logits of a decoding step."""
+    drawn = not config.greedy and generators is not None
+    uniform = _uniform(generators) if drawn and generators else raw.new_zeros(raw.shape[0], dtype=_WIDE)
+    ids, log_probs = decode.sample(
+        raw,
+        uniform,
+        temperature=config.temperature if drawn else 0.0,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+    )
+    if min(ids.tolist(), default=0) < 0:
+        _require_distribution(raw, names)
+    if history is not None:
+        history.scatter_(1, ids[:, None], True)
+    return Sampled(ids, log_probs)
 
 
 def token_history(
@@ -148,12 +180,17 @@ def _at_least(
 
 def _draw(weights: Float[Tensor, "b v"], generators: Sequence[torch.Generator]) -> Int[Tensor, " b"]:
     """The first token whose cumulative weight exceeds u · total, u in [0, 1) from the row's generator."""
-    draws = [torch.rand((), generator=g, dtype=torch.float64, device=g.device) for g in generators]
-    uniform = torch.stack(draws).to(weights.device)[:, None]
+    uniform = _uniform(generators).to(weights.device)[:, None]
     cumulative = weights.double().cumsum(dim=-1)
     # The largest weight is 1 and u <= 1 - 2^-53, so u · total rounds to less than the total.
     target = uniform * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+def _uniform(generators: Sequence[torch.Generator]) -> Float[Tensor, " b"]:
+    """One number of [0, 1) from each."""
+    drawn = [torch.rand(1, generator=g, dtype=_WIDE, device=g.device) for g in generators]
+    return drawn[0] if len(drawn) == 1 else torch.cat(drawn)
 
 
 def _require_distribution(logits: Float[Tensor, "b v"], names: Sequence[int] | None) -> None:
@@ -189,7 +226,7 @@ def _check_arguments(
         if not config.greedy:
             fix = "pass row_generators(seeds), or temperature=0 for greedy"
             raise InputError("drawing needs generators", given=f"None, temperature={config.temperature}", fix=fix)
-    elif len({id(g) for g in generators}) != len(logits) or len(generators) != len(logits):
+    elif not len({id(g) for g in generators}) == len(generators) == logits.shape[0]:
         given = f"{len(generators)} generators, {len({id(g) for g in generators})} distinct"
         raise InputError("each row needs its own generator", given=given, expected=f"{len(logits)} distinct ones")
 

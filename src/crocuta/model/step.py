@@ -115,6 +115,12 @@ class _Place:
         layer = state.layers[self.layer]
         return layer if self.part is None else getattr(layer, self.part)
 
+    @property
+    def look(self) -> tuple[int, Callable[[Any], Any]]:
+        """Which of [*state.layers, state] has it, and what reads it there."""
+        path = self.name if self.part is None else f"{self.part}.{self.name}"
+        return -1 if self.layer is None else self.layer, operator.attrgetter(path)
+
 
 _Left = Callable[[State, list[Tensor]], None]
 """What is left to Python: reads and writes buffers, moves on the state of its layer."""
@@ -140,6 +146,7 @@ class Stepper:
         self._last: Callable[[], ModelState | None] = lambda: None
         self._program = Program(model.norm.scale.dtype, weights)
         self._places: list[_Place] = []
+        self._looks: list[tuple[int, Callable[[Any], Any]]] = []
         self._cuts: list[tuple[int, _Left, int]] = []
         self._seen: list[Callable[[], Tensor | None]] = []
         self._state_addresses = Addresses([])
@@ -164,12 +171,13 @@ class Stepper:
             self._write()
         if ids.dtype != torch.int64 or not ids.is_contiguous():
             ids = ids.to(torch.int64).contiguous()
-        states, buffers = self._bound(state), self._memory(len(ids))
+        rows = ids.shape[0]
+        states, buffers = self._bound(state), self._memory(rows)
         if self._online:
             for start in state.lengths.tolist():
                 if start % BLOCK == 0:
                     self._begin_block(start)
-        logits = torch.empty(len(ids), self.model.config.vocab_size, dtype=self._program.dtype)
+        logits = torch.empty(rows, self.model.config.vocab_size, dtype=self._program.dtype)
         first = 0
         for last, left, layer in self._cuts:
             self._run(first, last, self._buffer_addresses.address, states, ids, logits)
@@ -199,7 +207,7 @@ class Stepper:
             check_ids(ids[:, None], vocab_size)
         if not isinstance(state, ModelState):
             raise StateError("there is no state to step", given=type(state).__name__, fix="use model.init_state")
-        if len(state.lengths) != len(ids):
+        if state.lengths.shape[0] != ids.shape[0]:
             raise StateError(
                 "the state has another number of rows than the input",
                 given=f"{len(ids)} rows",
@@ -212,8 +220,9 @@ class Stepper:
 
     def _bound(self, state: ModelState) -> int:
         """Where the addresses of the state's tensors are, each first laid out as the program reads it."""
-        there = [getattr(place.owner(state), place.name) for place in self._places]
-        if len(there) == len(self._seen) and all(seen() is value for seen, value in zip(self._seen, there)):
+        owners = [*state.layers, state]
+        there = [read(owners[index]) for index, read in self._looks]
+        if len(there) == len(self._seen) and all(map(operator.is_, there, [seen() for seen in self._seen])):
             return self._state_addresses.address
         self._online = []
         self._state_addresses = Addresses([value for place in self._places for value in self._values(place, state)])
@@ -269,6 +278,7 @@ class Stepper:
             self._program = Program(self.model.norm.scale.dtype, self.weights)
             self._places, self._cuts, self._seen, self._rows = [], [], [], 0
             self._write_model()
+            self._looks = [place.look for place in self._places]
             self._run = self._program.runner()
 
     def _write_model(self) -> None:

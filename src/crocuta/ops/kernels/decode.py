@@ -3,8 +3,8 @@
 A ``Program`` is written once: each method appends one operation on named buffers [b width], and packs the weights that
 it needs; what ``runner`` returns then does a stretch of it in one call. A step spends its time on reading matrices.
 They are read where they are, or packed in bfloat16 (widened in registers, sums in float32) or in 8 bits: a scale an
-output for the weights, a scale a row, found as it comes, for the inputs, sums of whole numbers between. Everything else
-(norms, FIR taps, poles, states, attention) stays in float32, or float64.
+output for the weights; inputs in 16 bits, a scale a row, found as it comes, so that the weights alone cost accuracy; sums
+of whole numbers between. Everything else (norms, FIR taps, poles, states, attention) stays in float32, or float64.
 
 No torch op: a step writes into a whole state by address, which no schema can say. Nothing of it is differentiable.
 """
@@ -12,9 +12,10 @@ No torch op: a step writes into a whole state by address, which no schema can sa
 from __future__ import annotations
 
 import enum
+import functools
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -23,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crocuta.ops.kernels.activation import ACTIVATIONS
-from crocuta.ops.kernels.library import contiguous, function
+from crocuta.ops.kernels.library import contiguous, function, huge_pages, library
 from crocuta.ops.kernels.norm import Norm
 
 Weights: TypeAlias = Literal["float32", "bfloat16", "int8"]
@@ -33,11 +34,17 @@ BLOCK = 32
 RECORD = 12
 """Integers of an operation: kRecord of cpp/decode.cpp."""
 LONGEST_SUM = 1 << 16
-"""Inputs that a product in 8 bits can have: 2^16 products of 255 · 127 fit 32 bits."""
+"""Inputs that a product in 8 bits can have: 2^16 products of 255 · 127, half an input and a weight, fit 32 bits."""
 LARGEST_HEAD = 1024
 """Size of a head that can be rotated: kMaxHead of cpp/decode_mixers.h."""
 
 _FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2}
+
+_HUGE_PAGE = 1 << 21
+_PIECE = 1 << 25
+"""Bytes of memory that is asked for at once; what of it is never written takes no room."""
+_LINES = 128
+"""Bytes at whose multiples matrices begin: two cache lines, which machines fetch together."""
 
 _SIGNATURE = "piippppii"
 _SHARED = 1 << 16
@@ -127,6 +134,23 @@ class Addresses:
         self.address: int = self._tensor.data_ptr()
 
 
+class _Shelf:
+    """Memory in huge pages, where packed matrices stand in the order in which a step reads them."""
+
+    def __init__(self) -> None:
+        self._free = torch.empty(0, dtype=torch.uint8)
+
+    def put(self, matrix: Tensor) -> Tensor:
+        """A copy that stands behind the last one."""
+        size = -(-matrix.nbytes // _LINES) * _LINES
+        if size > len(self._free):
+            piece = torch.empty(max(size, _PIECE) + _HUGE_PAGE, dtype=torch.uint8)
+            huge_pages(piece)
+            self._free = piece[-piece.data_ptr() % _HUGE_PAGE :]
+        place, self._free = self._free[: matrix.nbytes], self._free[size:]
+        return place.view(matrix.dtype).view(matrix.shape).copy_(matrix)
+
+
 class Program:
     """Operations on one token of each row, in the order in which they were appended.
 
@@ -139,6 +163,7 @@ class Program:
         self.slots = 0
         self._records: list[list[int]] = []
         self._kept: list[Tensor] = []
+        self._shelf = _Shelf()
         self._borrowed: list[Tensor] = []
         self._widths = dict.fromkeys(Buffer, 1)
 
@@ -272,10 +297,13 @@ class Program:
         """
         padded = [record + [0] * (RECORD - len(record)) for record in self._records]
         program = Addresses(padded)
-        decode = function("decode", self.dtype, _SIGNATURE)
+        opened = library()
+        assert opened is not None, "who writes a program has asked for compiled kernels"
+        decode = opened.symbol("decode", self.dtype, _SIGNATURE)
 
         def run(first: int, last: int, buffers: int, states: int, ids: Tensor, logits: Tensor) -> None:
-            decode(program.address, first, last, buffers, states, ids, logits, len(ids), torch.get_num_threads())
+            places = buffers, states, ids.data_ptr(), logits.data_ptr()
+            decode(program.address, first, last, *places, ids.shape[0], torch.get_num_threads())
 
         return run
 
@@ -285,6 +313,7 @@ class Program:
         """A matrix, or one and what it gates, as the native product reads it."""
         if self.weights != "float32":
             packed = pack(matrix if gated is None else interleave(matrix, gated), self.weights)
+            packed = replace(packed, weights=self._shelf.put(packed.weights))
             self._kept += [t for t in (packed.weights, packed.second, packed.offsets) if t is not None]
             return packed
         second = None if gated is None else self._in_place(gated)
@@ -347,13 +376,19 @@ def sample(
     caller to see to. A row's token depends on that row alone.
     """
     rows, vocab_size = logits.shape
-    options = torch.tensor([temperature, 1.0 if top_p is None else top_p, min_p or 0.0], dtype=torch.float64)
+    options = _options(temperature, 1.0 if top_p is None else top_p, min_p or 0.0)
     ids, log_probs = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.float32)
     draw = function("sample", torch.float32, "pppippiii")
     most = vocab_size if top_k is None else min(top_k, vocab_size)
     threads = torch.get_num_threads() if logits.numel() > _SHARED else 1
-    draw(*contiguous(logits, uniform, options), most, ids, log_probs, rows, vocab_size, threads)
+    draw(*contiguous(logits, uniform), options.address, most, ids, log_probs, rows, vocab_size, threads)
     return ids, log_probs
+
+
+@functools.lru_cache(maxsize=64)
+def _options(*values: float) -> Addresses:
+    """Real numbers that native code reads."""
+    return Addresses([_bits(value) for value in values])
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -10,7 +10,13 @@
 namespace {
 
 constexpr int64_t kBlockRows = 32;
-constexpr int64_t kAhead = 2048;  // bytes that a stream is fetched ahead
+constexpr int64_t kAhead = 1024;  // bytes that a stream is fetched ahead
+
+// How far behind place `at` of a block lies what its stream reads kAhead bytes later: in the same block, or in the one
+// that takes its place when `streams` blocks of `stride` bytes are done.
+CROCUTA_INLINE int64_t ahead_of(int64_t at, int64_t stride, int64_t streams) {
+  return at + kAhead < stride ? kAhead : kAhead + (streams - 1) * stride;
+}
 
 // --- bfloat16 -----------------------------------------------------------------------------------------------------
 
@@ -32,15 +38,17 @@ struct Bfloat16Product {
     for (int64_t from = 0; from < k || from == 0; from += kRun) {
       const int64_t end = std::min(k, from + kRun);
       Vec<float> sum[B][S][vectors] = {};
-      for (int64_t i = from; i < end; ++i)
+      for (int64_t i = from; i < end; ++i) {
+        const int64_t ahead = ahead_of(2 * i * kBlockRows, 2 * stride, S);
         for (int s = 0; s < S; ++s) {
           const uint16_t* next = w + s * stride + i * kBlockRows;
           Vec<float> v[vectors];
           widen(next, v);
-          __builtin_prefetch(reinterpret_cast<const char*>(next) + kAhead, 0, 2);
+          __builtin_prefetch(reinterpret_cast<const char*>(next) + ahead, 0, 2);
           for (int r = 0; r < B; ++r)
             for (int64_t n = 0; n < vectors; ++n) sum[r][s][n] = sum[r][s][n] + v[n] * in[r * k + i];
         }
+      }
       for (int r = 0; r < B; ++r)
         for (int s = 0; s < S; ++s)
           for (int64_t n = 0; n < vectors; ++n) {
@@ -87,6 +95,7 @@ CROCUTA_INLINE void lane_sums(Vec<T>* v) {
 template <typename T>
 struct InPlaceProduct {
   static constexpr int64_t vectors = 2;  // rows at once: as many as leave room for a few outputs each
+  static constexpr int kRowsRead = 4;    // side by side: memory is slower where more are
   const T *weights, *other;              // rows of k; in a gated product blocks of both in turn
   int64_t outputs, k;
   const T* x;
@@ -108,21 +117,29 @@ struct InPlaceProduct {
   // Outputs [o, o + R) of a block for B rows.
   template <int B, int R>
   CROCUTA_INLINE void few(int64_t block, int64_t o, int64_t row, T* to, int64_t apart) const {
-    constexpr int L = static_cast<int>(kLanes<T>);
-    const T *w[R], *in = x + row * k, *next = o + R < kBlockRows ? row_of(block, o + R) : row_of(block + 1, 0);
-    for (int n = 0; n < R; ++n) w[n] = row_of(block, o + n);
+    constexpr int L = static_cast<int>(kLanes<T>), G = std::min(R, kRowsRead);
+    const T* in = x + row * k;
     Vec<T> sum[std::max(L, B * R)] = {};
-    int64_t i = 0;
-    for (; i + L <= k; i += L)
-      for (int n = 0; n < R; ++n) {
-        const Vec<T> v = load(w[n] + i);
-        if (B > 1 || k > 256) __builtin_prefetch(next + n * k + i, 0, 2);  // a machine foresees a few short rows
-        for (int r = 0; r < B; ++r) sum[r * R + n] = sum[r * R + n] + v * load(in + r * k + i);
-      }
-    if (i < k)
-      for (int n = 0; n < R; ++n)
-        for (int r = 0; r < B; ++r)
-          sum[r * R + n] = sum[r * R + n] + load(w[n] + i, k - i) * load(in + r * k + i, k - i);
+#pragma GCC unroll 16
+    for (int from = 0; from < R; from += G) {
+      const int64_t behind = o + from + G;
+      const T *w[G], *next = behind < kBlockRows ? row_of(block, behind) : row_of(block + 1, 0);
+      for (int n = 0; n < G; ++n) w[n] = row_of(block, o + from + n);
+      Vec<T> own[B * G] = {};
+      int64_t i = 0;
+      for (; i + L <= k; i += L)
+        for (int n = 0; n < G; ++n) {
+          const Vec<T> v = load(w[n] + i);
+          __builtin_prefetch(next + n * k + i, 0, 2);
+          for (int r = 0; r < B; ++r) own[r * G + n] = own[r * G + n] + v * load(in + r * k + i);
+        }
+      if (i < k)
+        for (int n = 0; n < G; ++n)
+          for (int r = 0; r < B; ++r)
+            own[r * G + n] = own[r * G + n] + load(w[n] + i, k - i) * load(in + r * k + i, k - i);
+      for (int r = 0; r < B; ++r)
+        for (int n = 0; n < G; ++n) sum[r * R + from + n] = own[r * G + n];
+    }
     T sums[std::max(L, B * R)];
     for (int at = 0; at < B * R; at += L) {
       lane_sums<T>(sum + at);

@@ -7,11 +7,12 @@
 //
 //     in place  [outputs][k]            T
 //     bfloat16  [blocks][k][16][2]      bits of outputs i and 16 + i: a shift and a mask widen them to float
-//     int8      [blocks][k / 4][32][4]  with a scale an output; inputs are rounded to 8 bits with a scale a row
+//     int8      [blocks][k / 4][32][4]  with a scale an output; inputs are rounded to 16 bits with a scale a row
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <type_traits>
 
 #include "activation.h"
@@ -47,16 +48,37 @@ constexpr int64_t streams_for(int64_t vectors, int64_t rows) {
 
 // --- 8-bit weights ------------------------------------------------------------------------------------------------
 
-// A row in 8 bits. Where the machine multiplies unsigned by signed bytes, x / scale + 128 in a byte each; else
-// x / scale in 16 bits, four inputs as (0, 2, 1, 3).
+// A row in 16 bits, x / scale: 8 would cost more than the weights' 8 do, and the second product is hidden behind the
+// memory. Where the machine multiplies unsigned by signed bytes, 2^15 is added, and of four inputs the high bytes come
+// before the low ones; else four inputs are numbers of 16 bits as (0, 2, 1, 3).
 constexpr int64_t quantised_bytes(int64_t k) { return (k + 3) / 4 * 8; }
 
 typedef int32_t Int32s __attribute__((vector_size(CROCUTA_VECTOR_BYTES)));
 typedef int16_t Int16s __attribute__((vector_size(CROCUTA_VECTOR_BYTES)));
 
-// Rounds to whole numbers from -127 to 127, which is what one scale of the row makes of it; returns that scale. It is NaN
-// where a number of the row is none, or infinite: so are then all products.
-inline float quantise(const float* x, int64_t k, bool bytes, void* to) {
+// `count` numbers, a multiple of four, that the lower halves of the lanes hold, to eight bytes for four.
+CROCUTA_INLINE void store_halves(Int32s bits, int64_t count, bool bytes, char* to) {
+  uint16_t out[kLanes<float>];
+#if defined(__AVX512F__)
+  if (bytes) {
+    const __m128i high = _mm512_cvtepi32_epi8(_mm512_srli_epi32((__m512i)bits, 8));
+    const __m128i low = _mm512_cvtepi32_epi8((__m512i)bits);
+    const __m128i fours[2] = {_mm_unpacklo_epi32(high, low), _mm_unpackhi_epi32(high, low)};
+    std::memcpy(to, fours, static_cast<size_t>(2 * count));
+    return;
+  }
+#else
+  (void)bytes;
+#endif
+  for (int64_t j = 0; j < kLanes<float>; ++j)
+    out[(j & ~3) + ((j & 1) << 1 | (j >> 1 & 1))] = static_cast<uint16_t>(bits[j]);
+  std::memcpy(to, out, static_cast<size_t>(2 * count));
+}
+
+// Rounds to whole numbers of up to 2^14, which is what one scale of the row makes of it; returns that scale. It is a power
+// of two, so that every machine rounds the same numbers; or NaN where a number of the row is none, or infinite: so are
+// then all products.
+inline float quantise(const float* x, int64_t k, bool bytes, char* to) {
   constexpr int64_t L = kLanes<float>;
   Vec<float> largest = {}, poison = {};
   for (int64_t i = 0; i < k; i += L) {
@@ -69,22 +91,17 @@ inline float quantise(const float* x, int64_t k, bool bytes, void* to) {
     most = std::max(most, largest[lane]);
     nothing += poison[lane];
   }
-  const float inverse = most > 0 ? 127 / most : 0;
+  int exponent = 0;
+  if (most > 1e-30f && most <= std::numeric_limits<float>::max()) std::frexp(most, &exponent);
+  const float inverse = std::ldexp(1.0f, 14 - exponent);
   // Added to 1.5 * 2^23, a number is rounded and its lowest bits are those of the whole number.
-  const Vec<float> shift = splat(bytes ? 12583040.0f : 12582912.0f);
-  for (int64_t i = 0; i < (k + 3) / 4 * 4; i += L) {
+  const Vec<float> shift = splat(bytes ? 12615680.0f : 12582912.0f);
+  const int64_t whole = (k + 3) / 4 * 4;
+  for (int64_t i = 0; i < whole; i += L) {
     const Int32s bits = (Int32s)(load(x + i, std::max<int64_t>(0, k - i)) * inverse + shift);
-    const int64_t count = std::min(L, (k + 3) / 4 * 4 - i);
-    if (bytes) {
-      typedef uint8_t Bytes __attribute__((vector_size(L)));
-      const Bytes narrow = __builtin_convertvector(bits, Bytes);
-      std::memcpy(static_cast<uint8_t*>(to) + i, &narrow, static_cast<size_t>(count));
-    } else {
-      for (int64_t j = 0; j < count; ++j)
-        static_cast<int16_t*>(to)[i + (j & ~3) + ((j & 1) << 1 | (j >> 1 & 1))] = static_cast<int16_t>(bits[j]);
-    }
+    store_halves(bits, std::min(L, whole - i), bytes, to + 2 * i);
   }
-  return most / 127 + nothing;
+  return std::ldexp(1.0f, exponent - 14) + nothing;
 }
 
 #if defined(__AVX512F__) && (defined(__clang__) || __GNUC__ >= 9)
@@ -100,55 +117,57 @@ inline bool has_byte_products() {
 inline bool has_byte_products() { return false; }
 #endif
 
+// A sum of products of 16 by 8 bits is 256 high + low, which no overflow and no machine changes.
 struct ByteProduct {
-  static constexpr int64_t vectors = kBlockRows / kLanes<float>;
   const Matrix& matrix;
   const char* x;  // [rows][quantised_bytes(k)]
   const float* scales;
 
-  template <int B, int S>
-  void finish(int64_t block, int64_t row, const int32_t* sums, bool offset, float* to) const {
-    for (int r = 0; r < B; ++r)
-      for (int64_t o = 0; o < S * kBlockRows; ++o) {
-        const int64_t output = block * kBlockRows + o, at = r * S * kBlockRows + o;
-        const int32_t sum = sums[at] - (offset ? matrix.offsets[output] : 0);
-        to[at] = static_cast<float>(sum) * (scales[row + r] * matrix.scales[output]);
-      }
+  CROCUTA_INLINE static Vec<float> whole(Int32s high, Int32s low) {
+    return __builtin_convertvector(high + (low >> 8), Vec<float>) * 256.0f + __builtin_convertvector(low & 255, Vec<float>);
   }
 };
 
 #if defined(CROCUTA_VNNI)
 struct VnniProduct : ByteProduct {
+  static constexpr int64_t vectors = 4;
+
   template <int B, int S>
   __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))) void dot(int64_t block, int64_t row,
                                                                                     float* to) const {
     const int64_t fours = (matrix.inputs + 3) / 4, stride = fours * 4 * kBlockRows, step = quantised_bytes(matrix.inputs);
-    const char* w = static_cast<const char*>(matrix.weights) + block * stride;
-    const char* in = x + row * step;
-    __m512i sum[B][S][2];
+    const char *w = static_cast<const char*>(matrix.weights) + block * stride, *in = x + row * step;
+    __m512i sum[2][B][S][2];
     for (int r = 0; r < B; ++r)
-      for (int s = 0; s < S; ++s) sum[r][s][0] = sum[r][s][1] = _mm512_setzero_si512();
-    for (int64_t i = 0; i < fours; ++i)
+      for (int s = 0; s < S; ++s)
+        for (int n = 0; n < 2; ++n) {
+          const int32_t* offsets = matrix.offsets + (block + s) * kBlockRows + 16 * n;
+          sum[0][r][s][n] = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(offsets));
+          sum[1][r][s][n] = _mm512_setzero_si512();
+        }
+    for (int64_t i = 0; i < fours; ++i) {
+      const int64_t ahead = ahead_of(i * 4 * kBlockRows, stride, S);
       for (int s = 0; s < S; ++s) {
         const char* next = w + s * stride + i * 4 * kBlockRows;
-        const __m512i low = _mm512_loadu_si512(next), high = _mm512_loadu_si512(next + 64);
-        __builtin_prefetch(next + kAhead, 0, 2);
-        __builtin_prefetch(next + kAhead + 64, 0, 2);
-        for (int r = 0; r < B; ++r) {
-          int32_t four;
-          std::memcpy(&four, in + r * step + 4 * i, 4);
-          const __m512i inputs = _mm512_set1_epi32(four);
-          sum[r][s][0] = _mm512_dpbusd_epi32(sum[r][s][0], inputs, low);
-          sum[r][s][1] = _mm512_dpbusd_epi32(sum[r][s][1], inputs, high);
-        }
+        const __m512i weights[2] = {_mm512_loadu_si512(next), _mm512_loadu_si512(next + 64)};
+        __builtin_prefetch(next + ahead, 0, 2);
+        __builtin_prefetch(next + ahead + 64, 0, 2);
+        for (int r = 0; r < B; ++r)
+          for (int half = 0; half < 2; ++half) {
+            int32_t four;
+            std::memcpy(&four, in + r * step + 8 * i + 4 * half, 4);
+            const __m512i inputs = _mm512_set1_epi32(four);
+            for (int n = 0; n < 2; ++n)
+              sum[half][r][s][n] = _mm512_dpbusd_epi32(sum[half][r][s][n], inputs, weights[n]);
+          }
       }
-    alignas(64) int32_t sums[B * S * kBlockRows];
+    }
     for (int r = 0; r < B; ++r)
-      for (int s = 0; s < S; ++s) {
-        _mm512_store_si512(sums + (r * S + s) * kBlockRows, sum[r][s][0]);
-        _mm512_store_si512(sums + (r * S + s) * kBlockRows + 16, sum[r][s][1]);
-      }
-    finish<B, S>(block, row, sums, true, to);
+      for (int s = 0; s < S; ++s)
+        for (int n = 0; n < 2; ++n) {
+          const Vec<float> scale = load(matrix.scales + (block + s) * kBlockRows + 16 * n) * scales[row + r];
+          store(to + (r * S + s) * kBlockRows + 16 * n, whole((Int32s)sum[0][r][s][n], (Int32s)sum[1][r][s][n]) * scale);
+        }
   }
 };
 #endif
@@ -167,33 +186,49 @@ CROCUTA_INLINE Int32s pair_products(Int16s a, Int16s b) {
 #endif
 }
 
-// Bytes widened to 16 bits: the same whole numbers as VnniProduct has.
+// Bytes widened to 16 bits: the same whole numbers as VnniProduct has. 512 products fit 32 bits.
 struct WidenedProduct : ByteProduct {
+  static constexpr int64_t vectors = kBlockRows / kLanes<float>, longest = 128;
+
   template <int B, int S>
   void dot(int64_t block, int64_t row, float* to) const {
     const int64_t fours = (matrix.inputs + 3) / 4, stride = fours * 4 * kBlockRows, step = quantised_bytes(matrix.inputs);
-    const char* w = static_cast<const char*>(matrix.weights) + block * stride;
-    const char* in = x + row * step;
-    Int32s sum[B][S][vectors] = {};
-    for (int64_t i = 0; i < fours; ++i)
-      for (int s = 0; s < S; ++s) {
-        const char* next = w + s * stride + i * 4 * kBlockRows;
-        for (int64_t line = 0; line < 4 * kBlockRows; line += 64) __builtin_prefetch(next + kAhead + line, 0, 2);
-        for (int64_t n = 0; n < vectors; ++n) {
-          Int16s both;
-          std::memcpy(&both, next + n * CROCUTA_VECTOR_BYTES, sizeof both);
-          const Int16s even = (both << 8) >> 8, odd = both >> 8;  // weights 0, 2 and 1, 3
-          for (int r = 0; r < B; ++r) {
-            int32_t pairs[2];
-            std::memcpy(pairs, in + r * step + 8 * i, 8);
-            sum[r][s][n] += pair_products(even, (Int16s)(pairs[0] - Int32s{})) +
-                            pair_products(odd, (Int16s)(pairs[1] - Int32s{}));
+    const char *w = static_cast<const char*>(matrix.weights) + block * stride, *in = x + row * step;
+    Int32s high[B][S][vectors] = {}, low[B][S][vectors] = {};
+    for (int64_t from = 0; from < fours; from += longest) {
+      Int32s sum[B][S][vectors] = {};
+      for (int64_t i = from; i < std::min(fours, from + longest); ++i) {
+        const int64_t ahead = ahead_of(i * 4 * kBlockRows, stride, S);
+        for (int s = 0; s < S; ++s) {
+          const char* next = w + s * stride + i * 4 * kBlockRows;
+          for (int64_t line = 0; line < 4 * kBlockRows; line += 64) __builtin_prefetch(next + ahead + line, 0, 2);
+          for (int64_t n = 0; n < vectors; ++n) {
+            Int16s both;
+            std::memcpy(&both, next + n * CROCUTA_VECTOR_BYTES, sizeof both);
+            const Int16s even = (both << 8) >> 8, odd = both >> 8;  // weights 0, 2 and 1, 3
+            for (int r = 0; r < B; ++r) {
+              int32_t pairs[2];
+              std::memcpy(pairs, in + r * step + 8 * i, 8);
+              sum[r][s][n] += pair_products(even, (Int16s)(pairs[0] - Int32s{})) +
+                              pair_products(odd, (Int16s)(pairs[1] - Int32s{}));
+            }
           }
         }
       }
-    alignas(64) int32_t sums[B * S * kBlockRows];
-    std::memcpy(sums, sum, sizeof sums);
-    finish<B, S>(block, row, sums, false, to);
+      for (int r = 0; r < B; ++r)
+        for (int s = 0; s < S; ++s)
+          for (int64_t n = 0; n < vectors; ++n) {
+            high[r][s][n] += sum[r][s][n] >> 8;
+            low[r][s][n] += sum[r][s][n] & 255;
+          }
+    }
+    for (int r = 0; r < B; ++r)
+      for (int s = 0; s < S; ++s)
+        for (int64_t n = 0; n < vectors; ++n) {
+          const int64_t o = n * kLanes<float>;
+          const Vec<float> scale = load(matrix.scales + (block + s) * kBlockRows + o) * scales[row + r];
+          store(to + (r * S + s) * kBlockRows + o, whole(high[r][s][n], low[r][s][n]) * scale);
+        }
   }
 };
 
