@@ -9,10 +9,6 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
 #ifndef CROCUTA_ISA
 #error "compile with -DCROCUTA_ISA=base, avx2 or avx512"
 #endif
@@ -72,23 +68,26 @@ CROCUTA_INLINE void store(T* to, Vec<T> v) {
 }
 
 // To aligned memory, past the caches where the machine can: what is there is not read first. Before another thread reads
-// it, stored_far() must be called.
+// it, stored_far() must be called. Built-in functions, because <immintrin.h> takes longer to read than most kernels do to
+// compile.
 template <typename T>
 CROCUTA_INLINE void store_far(T* to, Vec<T> v) {
-#if defined(__AVX512F__)
-  _mm512_stream_ps(reinterpret_cast<float*>(to), reinterpret_cast<__m512>(v));
-#elif defined(__AVX__)
-  _mm256_stream_ps(reinterpret_cast<float*>(to), reinterpret_cast<__m256>(v));
-#elif defined(__SSE2__)
-  _mm_stream_ps(reinterpret_cast<float*>(to), reinterpret_cast<__m128>(v));
-#else
+#if !defined(__SSE2__)
   store(to, v);
+#elif defined(__clang__)
+  __builtin_nontemporal_store(v, reinterpret_cast<Vec<T>*>(to));
+#elif defined(__AVX512F__)
+  __builtin_ia32_movntps512(reinterpret_cast<float*>(to), (Vec<float>)v);
+#elif defined(__AVX__)
+  __builtin_ia32_movntps256(reinterpret_cast<float*>(to), (Vec<float>)v);
+#else
+  __builtin_ia32_movntps(reinterpret_cast<float*>(to), (Vec<float>)v);
 #endif
 }
 
 CROCUTA_INLINE void stored_far() {
 #if defined(__SSE2__)
-  _mm_sfence();
+  __builtin_ia32_sfence();
 #endif
 }
 
