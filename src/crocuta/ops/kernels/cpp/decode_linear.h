@@ -81,9 +81,9 @@ inline float power_of_two(int32_t exponent) {
   return value;
 }
 
-// Rounds to whole numbers of up to 2^14, which is what one scale of the row makes of it; returns that scale. It is a power
-// of two, so that every machine rounds the same numbers; or NaN where a number of the row is none, or infinite: so are
-// then all products.
+// Rounds to whole numbers of up to 2^14, which is what one scale of the row makes of it; returns that scale. It is a
+// power of two, so that every machine rounds the same numbers; or NaN where a number of the row is none, or infinite: so
+// are then all products.
 inline float quantise(const float* x, int64_t k, bool bytes, char* to) {
   constexpr int64_t L = kLanes<float>;
   Int32s largest = {};  // bits of absolute values, whose order is that of the numbers; NaN comes last
@@ -126,7 +126,8 @@ struct ByteProduct {
   const float* scales;
 
   CROCUTA_INLINE static Vec<float> whole(Int32s high, Int32s low) {
-    return __builtin_convertvector(high + (low >> 8), Vec<float>) * 256.0f + __builtin_convertvector(low & 255, Vec<float>);
+    const Vec<float> upper = __builtin_convertvector(high + (low >> 8), Vec<float>);
+    return upper * 256.0f + __builtin_convertvector(low & 255, Vec<float>);
   }
 };
 
@@ -168,7 +169,8 @@ struct VnniProduct : ByteProduct {
       for (int s = 0; s < S; ++s)
         for (int n = 0; n < 2; ++n) {
           const Vec<float> scale = load(matrix.scales + (block + s) * kBlockRows + 16 * n) * scales[row + r];
-          store(to + (r * S + s) * kBlockRows + 16 * n, whole((Int32s)sum[0][r][s][n], (Int32s)sum[1][r][s][n]) * scale);
+          const Vec<float> exact = whole((Int32s)sum[0][r][s][n], (Int32s)sum[1][r][s][n]);
+          store(to + (r * S + s) * kBlockRows + 16 * n, exact * scale);
         }
   }
 };
@@ -321,7 +323,7 @@ void multiply(Team& team, const Product& product, int64_t rows, const Ending<T>&
   });
 }
 
-// y = W x for x [rows][inputs]; `scratch` holds rows in 8 bits, [rows] quantised_bytes and scales, where they are needed.
+// y = W x for x [rows][inputs]; `scratch` holds rows in 16 bits, [rows] quantised_bytes, and scales, where needed.
 template <typename T>
 void linear(Team& team, const Matrix& matrix, const T* x, int64_t rows, const Ending<T>& ending, char* scratch) {
   if constexpr (std::is_same<T, float>::value) {
