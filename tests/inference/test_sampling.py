@@ -15,7 +15,6 @@ from crocuta.errors import InputError, NonFiniteError
 from crocuta.inference.sampling import SamplingConfig, _filtered, row_generators, sample, token_history
 
 
-
 @pytest.fixture(autouse=True, scope="module", params=[COMPILED, TORCH])
 def path(request):
     with request.param():

@@ -272,7 +272,8 @@ class Stepper:
     def _write(self) -> None:
         """Pack everything, and forget what belonged to the old program."""
         with torch.inference_mode(False), torch.no_grad():
-            self._parameters = _tensors_of(self.model)
+            # Aliases share the counts of their tensors, and made together they lie together: a few µs a token.
+            self._parameters = [tensor.detach() for tensor in _tensors_of(self.model)]
             self._places_of_parameters = _places_of(self.model)
             self._versions = precision._optimizer_steps, sum(map(_version, self._parameters))
             self._program = Program(self.model.norm.scale.dtype, self.weights)

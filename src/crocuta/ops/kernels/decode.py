@@ -3,8 +3,8 @@
 A ``Program`` is written once: each method appends one operation on named buffers [b width], and packs the weights that
 it needs; what ``runner`` returns then does a stretch of it in one call. A step spends its time on reading matrices.
 They are read where they are, or packed in bfloat16 (widened in registers, sums in float32) or in 8 bits: a scale an
-output for the weights; inputs in 16 bits, a scale a row, found as it comes, so that the weights alone cost accuracy; sums
-of whole numbers between. Everything else (norms, FIR taps, poles, states, attention) stays in float32, or float64.
+output for the weights; inputs in 16 bits, a scale a row, found as it comes, so that the weights alone cost accuracy;
+sums of whole numbers between. Everything else (norms, FIR taps, poles, states, attention) stays in float32, or float64.
 
 No torch op: a step writes into a whole state by address, which no schema can say. Nothing of it is differentiable.
 """

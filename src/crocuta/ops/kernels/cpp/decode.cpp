@@ -15,7 +15,7 @@ enum Operation : int64_t {
 };
 
 // Places of buffers: the residual stream, its norm, projections, the two gates, the mixer's output, the MLP's middle,
-// the logits, rows in 8 bits.
+// the logits, rows in 16 bits.
 enum Buffer : int64_t { kStream, kNormed, kWide, kX2, kInput, kMixed, kMiddle, kLogits, kScratch };
 
 template <typename T>

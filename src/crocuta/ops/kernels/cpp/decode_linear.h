@@ -11,7 +11,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <type_traits>
 
@@ -75,25 +74,28 @@ CROCUTA_INLINE void store_halves(Int32s bits, int64_t count, bool bytes, char* t
   std::memcpy(to, out, static_cast<size_t>(2 * count));
 }
 
-// Rounds to whole numbers of up to 2^14, which is what one scale of the row makes of it; returns that scale. It is a power
-// of two, so that every machine rounds the same numbers; or NaN where a number of the row is none, or infinite: so are
-// then all products.
+inline float power_of_two(int32_t exponent) {
+  const int32_t bits = (127 + exponent) << 23;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Rounds to whole numbers of up to 2^14, which is what one scale of the row makes of it; returns that scale. It is a
+// power of two, so that every machine rounds the same numbers; or NaN where a number of the row is none, or infinite: so
+// are then all products.
 inline float quantise(const float* x, int64_t k, bool bytes, char* to) {
   constexpr int64_t L = kLanes<float>;
-  Vec<float> largest = {}, poison = {};
+  Int32s largest = {};  // bits of absolute values, whose order is that of the numbers; NaN comes last
   for (int64_t i = 0; i < k; i += L) {
-    const Vec<float> v = load(x + i, k - i), size = v < 0 ? -v : v;
+    const Int32s size = (Int32s)load(x + i, k - i) & 0x7fffffff;
     largest = size > largest ? size : largest;
-    poison = poison + v * 0.0f;
   }
-  float most = 0, nothing = 0;
-  for (int64_t lane = 0; lane < L; ++lane) {
-    most = std::max(most, largest[lane]);
-    nothing += poison[lane];
-  }
-  int exponent = 0;
-  if (most > 1e-30f && most <= std::numeric_limits<float>::max()) std::frexp(most, &exponent);
-  const float inverse = std::ldexp(1.0f, 14 - exponent);
+  int32_t lanes[L], most = 0;
+  std::memcpy(lanes, &largest, sizeof lanes);
+  for (const int32_t lane : lanes) most = std::max(most, lane);
+  const int32_t exponent = std::max(-100, (most >> 23) - 126);
+  const float inverse = power_of_two(14 - exponent);
   // Added to 1.5 * 2^23, a number is rounded and its lowest bits are those of the whole number.
   const Vec<float> shift = splat(bytes ? 12615680.0f : 12582912.0f);
   const int64_t whole = (k + 3) / 4 * 4;
@@ -101,7 +103,7 @@ inline float quantise(const float* x, int64_t k, bool bytes, char* to) {
     const Int32s bits = (Int32s)(load(x + i, std::max<int64_t>(0, k - i)) * inverse + shift);
     store_halves(bits, std::min(L, whole - i), bytes, to + 2 * i);
   }
-  return std::ldexp(1.0f, exponent - 14) + nothing;
+  return most < 0x7f800000 ? power_of_two(exponent - 14) : std::numeric_limits<float>::quiet_NaN();
 }
 
 #if defined(__AVX512F__) && (defined(__clang__) || __GNUC__ >= 9)
@@ -124,7 +126,8 @@ struct ByteProduct {
   const float* scales;
 
   CROCUTA_INLINE static Vec<float> whole(Int32s high, Int32s low) {
-    return __builtin_convertvector(high + (low >> 8), Vec<float>) * 256.0f + __builtin_convertvector(low & 255, Vec<float>);
+    const Vec<float> upper = __builtin_convertvector(high + (low >> 8), Vec<float>);
+    return upper * 256.0f + __builtin_convertvector(low & 255, Vec<float>);
   }
 };
 
@@ -166,7 +169,8 @@ struct VnniProduct : ByteProduct {
       for (int s = 0; s < S; ++s)
         for (int n = 0; n < 2; ++n) {
           const Vec<float> scale = load(matrix.scales + (block + s) * kBlockRows + 16 * n) * scales[row + r];
-          store(to + (r * S + s) * kBlockRows + 16 * n, whole((Int32s)sum[0][r][s][n], (Int32s)sum[1][r][s][n]) * scale);
+          const Vec<float> exact = whole((Int32s)sum[0][r][s][n], (Int32s)sum[1][r][s][n]);
+          store(to + (r * S + s) * kBlockRows + 16 * n, exact * scale);
         }
   }
 };
@@ -319,7 +323,7 @@ void multiply(Team& team, const Product& product, int64_t rows, const Ending<T>&
   });
 }
 
-// y = W x for x [rows][inputs]; `scratch` holds rows in 8 bits, [rows] quantised_bytes and scales, where they are needed.
+// y = W x for x [rows][inputs]; `scratch` holds rows in 16 bits, [rows] quantised_bytes, and scales, where needed.
 template <typename T>
 void linear(Team& team, const Matrix& matrix, const T* x, int64_t rows, const Ending<T>& ending, char* scratch) {
   if constexpr (std::is_same<T, float>::value) {
