@@ -141,15 +141,17 @@ def online_step(
     buffers: OnlineBuffers,
     lengths: Int[Tensor, " b"],
     skip: Float[Tensor, " d"] | None = None,
+    starts: list[int] | None = None,
 ) -> Float[Tensor, "b 1 d"]:
     """The outputs for the next input of each row, which has read ``lengths[row]`` before.
 
     What ``online_convolution`` of crocuta.ops.online_conv does for one token, in the dtype of the buffers (float32 or
-    float64) and back. ``buffers`` are moved on in place, and ``lengths`` (int64 on the CPU) by one. Not differentiable.
+    float64) and back. ``buffers`` are moved on in place, and ``lengths`` (int64 on the CPU) by one; ``starts`` are the
+    numbers in it, where the caller has them already. Not differentiable.
     Raises StateError for buffers that do not fit or are full.
     """
     held = bound(taps, buffers, skip)
-    starts = lengths.tolist()
+    starts = lengths.tolist() if starts is None else starts
     if u.shape != held.shape or len(starts) != held.rows:
         raise StateError("the inputs do not fit the buffers", given=tuple(u.shape), expected=tuple(held.shape))
     for start in starts:
