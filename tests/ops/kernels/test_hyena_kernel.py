@@ -163,3 +163,15 @@ def test_opcheck(is_complex):
     torch.library.opcheck(op, (z, taps, bias, tail, rows, skip, flat, None, True))
     without = (t.detach() for t in (z, taps))
     torch.library.opcheck(op, (*without, None, None, rows.detach(), None, None, None, False))
+
+
+@each_isa
+def test_gradients_that_no_cache_holds_are_those_of_single_rows(isa):
+    """Of many rows at once they are written past the caches, of one row they are not."""
+    z, taps, bias, logs, residues, skip, _, _ = example(6, 1000, 64, 2, 3, True)
+    with on(isa):
+        whole, *single = (
+            torch.autograd.grad(run(some, taps, bias, logs, residues, skip, None, None)[0].square().sum(), some)[0]
+            for some in [z, *(z.detach()[r : r + 1].requires_grad_() for r in range(6))]
+        )
+    assert torch.equal(whole, torch.cat(single))

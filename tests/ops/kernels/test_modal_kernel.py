@@ -187,3 +187,17 @@ def test_constants_hold_what_rounding_loses():
     wide = modal_constants(logs.float().double(), residues, 3)
     torch.testing.assert_close(whole, wide.rows[0], rtol=1e-13, atol=1e-13)
     assert not exact.rows[2].any()
+
+
+@each_isa
+def test_gradients_that_no_cache_holds_are_those_of_single_rows(isa):
+    """Of many rows at once they are written past the caches, of one row they are not."""
+    generator = torch.Generator().manual_seed(0)
+    u, dy = torch.randn(2, 12, 1000, 64, generator=generator, dtype=torch.float64)
+    constants = modal_constants(-torch.rand(64, 3, 2, dtype=torch.float64), torch.rand(64, 3, 2).double(), 64)
+    with on(isa):
+        whole, *single = (
+            torch.autograd.grad(modal_scan(some, constants)[0], some, weights)[0]
+            for some, weights in [(u.requires_grad_(), dy), *((u[r : r + 1], dy[r : r + 1]) for r in range(12))]
+        )
+    assert torch.equal(whole, torch.cat(single))

@@ -93,22 +93,15 @@ def extend_online(
 
     A token of each row goes to the compiled step where there is one, all else to ``online_convolution``.
     """
-    starts = state.lengths.tolist()
-    if longest is not None and max(starts) + u.shape[1] > longest:
-        check_room(state.lengths, u.shape[1] if lengths is None else lengths.cpu(), longest, "filter's")
-    if state.filter is None or starts[0] % BLOCK == 0 or torch.is_grad_enabled():
+    starts, tokens, records = state.lengths.tolist(), u.shape[1], torch.is_grad_enabled()
+    if longest is not None and max(starts) + tokens > longest:
+        check_room(state.lengths, tokens if lengths is None else lengths.cpu(), longest, "filter's")
+    if state.filter is None or starts[0] % BLOCK == 0 or records:
         state.filter = filter_.online(state)  # asking whether parameters have changed takes longer than a token
-    if lengths is None and _steps_here(u):
+    if tokens == 1 and not records and lengths is None and u.is_cpu and library() and not torch.compiler.is_compiling():
         return online_step(u, state.filter, state.writable(), state.lengths, skip, starts)
     skip = skip if skip is None or skip.dtype == u.dtype else skip.to(u.dtype)
     counts = None if lengths is None else lengths.tolist()
     y = online_convolution(u, state.filter.plain, state.buffers, starts, counts, skip)
-    state.lengths.add_(u.shape[1] if lengths is None else lengths.cpu())
+    state.lengths.add_(tokens if lengths is None else lengths.cpu())
     return y
-
-
-def _steps_here(u: Hidden) -> bool:
-    """Whether the compiled step takes it: a token, which neither autograd nor a compiler need see."""
-    if u.shape[1] != 1 or not u.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return False
-    return library() is not None

@@ -50,7 +50,7 @@ def fft_conv(
     InputError for shapes that do not fit one another.
     """
     _check(u, taps, skip, gate_in, gate_out)
-    values = None if spectrum is None else _fitting(spectrum, u, taps)
+    values = None if spectrum is None else fitting(spectrum, u, taps)
     dtype = compute_dtype(u.dtype)
     same = [None if t is None or t.dtype == dtype else t.to(dtype) for t in (u, taps, skip, gate_in, gate_out)]
     given = (u, taps, skip, gate_in, gate_out)
@@ -95,7 +95,7 @@ def _check(u: Tensor, taps: Tensor, skip: Tensor | None, gate_in: Tensor | None,
             raise InputError(f"{name} does not fit its input", given=tuple(gate.shape), expected=tuple(u.shape))
 
 
-def _fitting(spectrum: FilterSpectrum, u: Tensor, taps: Tensor) -> Tensor:
+def fitting(spectrum: FilterSpectrum, u: Tensor, taps: Tensor) -> Tensor:
     """The numbers of a spectrum; raises InputError if it was made for other sizes or another instruction set."""
     values, lanes = spectrum.values, _lanes(compute_dtype(u.dtype))
     vectors = -(-taps.shape[0] // lanes)
@@ -138,7 +138,25 @@ def _spectrum(taps: Tensor, length: int, block: int) -> Tensor:
     return values
 
 
-def _strided(*tensors: Tensor | None) -> list[Tensor | int | None]:
+class FilterBlocks(NamedTuple):
+    """The taps [g k] as a kernel wants them for inputs [b l d]: sizes, and spectra where it does not make them."""
+
+    spectrum: Tensor | None
+    sizes: tuple[int, ...]
+    """b, l, d, g, k, points of a block, blocks of taps, threads."""
+
+    @staticmethod
+    def of(taps: Tensor, u: Tensor, spectrum: Tensor | None = None) -> FilterBlocks:
+        """``spectrum`` is one that was kept; groups of channels have theirs made once, not by each of their vectors."""
+        (b, l, d), (g, k) = u.shape, taps.shape
+        block = block_size(l, k) if spectrum is None else spectrum.shape[2] - _SPACE
+        if spectrum is None and g != d:
+            spectrum = _spectrum(taps, l, block)
+        blocks = _filter_blocks(l, k, block) if spectrum is None else spectrum.shape[1]
+        return FilterBlocks(spectrum, (b, l, d, g, k, block, blocks, torch.get_num_threads()))
+
+
+def strided(*tensors: Tensor | None) -> list[Tensor | int | None]:
     """Each tensor [b l d] with its strides of batch and time, as kernels take them."""
     arguments: list[Tensor | int | None] = []
     for tensor in tensors:
@@ -155,26 +173,20 @@ def _convolve(
     gate_out: Tensor | None,
     spectrum: Tensor | None,
 ) -> Tensor:
-    (b, l, d), (g, k) = u.shape, taps.shape
-    y = u.new_empty(b, l, d)
+    y = u.new_empty(u.shape)
     if y.numel() == 0:
         return y
     huge_pages(y)
     taps, skip = contiguous(taps, skip)
-    block = block_size(l, k) if spectrum is None else spectrum.shape[2] - _SPACE
-    if spectrum is None and g != d:
-        spectrum = _spectrum(taps, l, block)
-    blocks = _filter_blocks(l, k, block) if spectrum is None else spectrum.shape[1]
+    blocks = FilterBlocks.of(taps, u, spectrum)
     run = function("fft_conv_forward", u.dtype, _FORWARD)
-    sizes = b, l, d, g, k, block, blocks, torch.get_num_threads()
-    run(*_strided(u, gate_in, gate_out), taps, spectrum, skip, y, *sizes)
+    run(*strided(u, gate_in, gate_out), taps, blocks.spectrum, skip, y, *blocks.sizes)
     return y
 
 
 def _convolve_backward(
     dy: Tensor, u: Tensor, taps: Tensor, skip: Tensor | None, gate_in: Tensor | None, gate_out: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    (b, l, d), (g, k) = u.shape, taps.shape
     outputs = _gradients(dy, u, taps, skip, gate_in, gate_out)
     if u.numel() == 0:
         for output in outputs:
@@ -183,12 +195,10 @@ def _convolve_backward(
     huge_pages(*outputs)
     du, dtaps, dskip, dgate_in, dgate_out = [output if output.numel() else None for output in outputs]
     taps, skip = contiguous(taps, skip)
-    block = block_size(l, k)
-    spectrum = None if g == d else _spectrum(taps, l, block)
+    blocks = FilterBlocks.of(taps, u)
     run = function("fft_conv_backward", u.dtype, _BACKWARD)
-    sizes = b, l, d, g, k, block, _filter_blocks(l, k, block), torch.get_num_threads()
-    strided = _strided(dy, u, gate_in, gate_out)
-    run(*strided, taps, spectrum, skip, du, dgate_in, dgate_out, dtaps, dskip, *sizes)
+    given = *strided(dy, u, gate_in, gate_out), taps, blocks.spectrum, skip
+    run(*given, du, dgate_in, dgate_out, dtaps, dskip, *blocks.sizes)
     return outputs
 
 

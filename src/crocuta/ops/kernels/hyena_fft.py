@@ -2,8 +2,9 @@
 
     (x2, x1, v) = FIR(z) + bias,   y = x2 · (h ∗ (x1 · v) + D · (x1 · v))                  (Poli et al. 2023, order 2)
 
-Two kernels, one after the other: the short filter of all three thirds, and the convolution with both gates folded in.
-The backward pass filters z again, so that z is all that is kept of what is as long as the sequence.
+One kernel: what the long convolution reads is filtered, gated and laid out anew in a few columns at a time, and what it
+gives is gated, or led back to z, on the way out (cpp/hyena_fft.cpp). Nothing between z and y is a tensor, and z is all
+that is kept for the backward pass of what is as long as the sequence.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from crocuta.ops.blocks import compute_dtype, full_precision
-from crocuta.ops.kernels.fft_conv import FilterSpectrum
+from crocuta.ops.kernels.fft_conv import FilterBlocks, FilterSpectrum, fitting, strided
+from crocuta.ops.kernels.library import contiguous, function, huge_pages
+
+_FORWARD = "pii" + "ppi" + "pppp" + "iiiiiiii"
+_BACKWARD = "pii" * 2 + "ppi" + "pppppppp" + "iiiiiiii"
 
 
 @full_precision
@@ -27,11 +32,13 @@ def hyena_fft(
 ) -> Float[Tensor, "b l d"]:
     """y for sequences that start here, c = 3 d, in float32 (or float64), returned in z's dtype.
 
-    Differentiable in all but the spectrum, which is that of the taps for l or more inputs (``filter_spectrum``).
+    Differentiable in all but the spectrum, which is that of the taps for l or more inputs (``filter_spectrum``); raises
+    InputError where it is not.
     """
     dtype = compute_dtype(z.dtype)
     tensors = [None if t is None else t.to(dtype) for t in (z, short_taps, short_bias, taps, skip)]
-    return torch.ops.crocuta.hyena_fft(*tensors, None if spectrum is None else spectrum.values).to(z.dtype)
+    values = None if spectrum is None else fitting(spectrum, z, taps)
+    return torch.ops.crocuta.hyena_fft(*tensors, values).to(z.dtype)
 
 
 # --- the op ---------------------------------------------------------------------------------------------------
@@ -46,6 +53,17 @@ _ops.define(
 )
 
 
+def _check(z: Tensor, short_taps: Tensor, short_bias: Tensor | None, taps: Tensor, skip: Tensor | None) -> int:
+    """d; what the kernels read lies inside the tensors."""
+    (c, k), (g, m), d = short_taps.shape, taps.shape, z.shape[2] // 3
+    assert z.shape[2] == c == 3 * d, f"short taps of {c} of {z.shape[2]} = 3 d channels"
+    assert k * g * m, "no taps"
+    assert d % g == 0, f"taps of {g} groups for {d} channels"
+    assert short_bias is None or short_bias.shape == (c,), f"a bias {tuple(short_bias.shape)} for {c} channels"
+    assert skip is None or skip.shape == (d,), f"a skip {tuple(skip.shape)} for {d} channels"
+    return d
+
+
 def _forward(
     z: Tensor,
     short_taps: Tensor,
@@ -54,23 +72,44 @@ def _forward(
     skip: Tensor | None,
     spectrum: Tensor | None,
 ) -> Tensor:
-    x2, x1, v = torch.ops.crocuta.fir(z, short_taps, short_bias, None, None).chunk(3, dim=-1)
-    return torch.ops.crocuta.fft_conv(v, taps, skip, x1, x2, spectrum)
+    _check(z, short_taps, short_bias, taps, skip)
+    y = z.new_empty(*z.shape[:2], z.shape[2] // 3)
+    if y.numel() == 0:
+        return y
+    huge_pages(y)
+    short_taps, short_bias, taps, skip = contiguous(short_taps, short_bias, taps, skip)
+    blocks = FilterBlocks.of(taps, y, spectrum)
+    short = short_taps, short_bias, short_taps.shape[1]
+    run = function("hyena_fft_forward", z.dtype, _FORWARD)
+    run(*strided(z), *short, taps, blocks.spectrum, skip, y, *blocks.sizes)
+    return y
 
 
 def _backward(
     dy: Tensor, z: Tensor, short_taps: Tensor, short_bias: Tensor | None, taps: Tensor, skip: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    x2, x1, v = torch.ops.crocuta.fir(z, short_taps, short_bias, None, None).chunk(3, dim=-1)
-    dv, dtaps, dskip, dx1, dx2 = torch.ops.crocuta.fft_conv_backward(dy, v, taps, skip, x1, x2)
-    del x2, x1, v
-    dthirds = torch.cat([dx2, dx1, dv], dim=-1)
-    del dx2, dx1, dv
-    dz, dshort, dbias, _, _ = torch.ops.crocuta.fir_backward(dthirds, z, short_taps, None, None)
-    return dz, dshort, dbias, dtaps, dskip
+    d = _check(z, short_taps, short_bias, taps, skip)
+    assert dy.shape == (*z.shape[:2], d), f"gradients {tuple(dy.shape)} of {d} channels"
+    gradients = _gradients(dy, z, short_taps, short_bias, taps, skip)
+    if z.numel() == 0:
+        for gradient in gradients:
+            gradient.zero_()
+        return gradients
+    huge_pages(*gradients)
+    dz, dshort, dbias, dtaps, dskip = gradients
+    short_taps, short_bias, taps, skip = contiguous(short_taps, short_bias, taps, skip)
+    blocks = FilterBlocks.of(taps, dy)
+    short = short_taps, short_bias, short_taps.shape[1]
+    run = function("hyena_fft_backward", z.dtype, _BACKWARD)
+    given = *strided(dy, z), *short, taps, blocks.spectrum, skip
+    run(*given, dz, dshort, dbias, dtaps, None if skip is None else dskip, *blocks.sizes)
+    return gradients
 
 
-def _gradients(dy, z, short_taps, short_bias, taps, skip):
+def _gradients(
+    dy: Tensor, z: Tensor, short_taps: Tensor, short_bias: Tensor | None, taps: Tensor, skip: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Tensors of the right shapes; that of D is empty where there is none."""
     dbias, dskip = z.new_empty(z.shape[2]), z.new_empty(0 if skip is None else skip.shape)
     return z.new_empty(z.shape), short_taps.new_empty(short_taps.shape), dbias, taps.new_empty(taps.shape), dskip
 

@@ -116,75 +116,82 @@ struct FirWindow {
   }
 };
 
-// Where the results of a block go: rows of `step` values, whole vectors each. Either pair, x2 and u or x1 and v, may be
-// null.
-template <typename T>
-struct FirGateOutputs {
-  T *x2, *u, *x1, *v;
-  int64_t step;
-
-  FirGateOutputs after(int64_t values) const {
-    const auto moved = [&](T* to) { return to ? to + values : nullptr; };
-    return {moved(x2), moved(u), moved(x1), moved(v), step};
-  }
-};
+// Which thirds of FIR(z) are wanted: x2, or x1 and v, or all.
+enum FirThirds { kFirst = 1, kRest = 2, kAll = 3 };
 
 // `from` is the first third's input at t0 - (k - 1), the others' `third` and 2 `third` behind it.
-template <typename T, int K, bool Gated, bool Operands>
-void fir_gate_steps(const FirFilter<T>& f, int64_t ch, int64_t lanes, const T* from, int64_t third, int64_t step,
-                    int64_t n, FirGateOutputs<T> out) {
+template <typename T, int K, int Wanted, typename Sink>
+CROCUTA_INLINE void fir_thirds_steps(const FirFilter<T>& f, int64_t ch, int64_t lanes, const T* from, int64_t third,
+                                     int64_t step, int64_t n, Sink&& sink) {
   constexpr int R = 4;
   const int64_t d = f.channels / 3;
   FirWindow<T, K> a(f, ch, lanes, from, step), b(f, d + ch, lanes, from + third, step),
       c(f, 2 * d + ch, lanes, from + 2 * third, step);
   const auto steps = [&](auto count, int64_t t) {
     constexpr int N = decltype(count)::value;
-    Vec<T> x2[N], x1[N], v[N];
-    if (Gated) a.next(x2);
-    b.next(x1);
-    c.next(v);
-    for (int i = 0; i < N; ++i) {
-      const int64_t at = (t + i) * out.step;
-      if (Gated) {
-        store(out.x2 + at, x2[i]);
-        store(out.u + at, x1[i] * v[i]);
-      }
-      if (Operands) {
-        store(out.x1 + at, x1[i]);
-        store(out.v + at, v[i]);
-      }
+    Vec<T> x2[N] = {}, x1[N] = {}, v[N] = {};
+    if (Wanted & kFirst) a.next(x2);
+    if (Wanted & kRest) {
+      b.next(x1);
+      c.next(v);
     }
+    for (int i = 0; i < N; ++i) sink(t + i, x2[i], x1[i], v[i]);
   };
   int64_t t = 0;
   for (; t + R <= n; t += R) steps(std::integral_constant<int, R>{}, t);
   for (; t < n; ++t) steps(std::integral_constant<int, 1>{}, t);
 }
 
-// x2 and u = x1 v, or x1 and v, or all, at times [t0, t0 + n) of channels [ch, ch + lanes) of a third.
-// (x2, x1, v) are the thirds of FIR(z) + bias over f.channels = 3 d channels.
-template <typename T>
-void fir_gate_block(const FirFilter<T>& f, const FirInputs<T>& z, int64_t ch, int64_t lanes, int64_t t0, int64_t n,
-                    FirGateOutputs<T> out) {
+// Calls sink(i, x2, x1, v) for the times t0 + i, 0 <= i < n, of channels [ch, ch + lanes) of a third; (x2, x1, v) are
+// the thirds of FIR(z) + bias over f.channels = 3 d channels, zeros where they are not wanted.
+template <typename T, int Wanted, typename Sink>
+void fir_thirds(const FirFilter<T>& f, const FirInputs<T>& z, int64_t ch, int64_t lanes, int64_t t0, int64_t n,
+                Sink&& sink) {
   const int64_t d = f.channels / 3;
-  const auto run = [&](const T* from, int64_t third, int64_t step, int64_t steps, FirGateOutputs<T> to) {
+  const auto run = [&](const T* from, int64_t third, int64_t step, int64_t first, int64_t steps) {
     fir_with_taps(f.k, [&](auto taps) {
-      constexpr int K = decltype(taps)::value;
-      if (!to.x1)
-        fir_gate_steps<T, K, true, false>(f, ch, lanes, from, third, step, steps, to);
-      else if (to.x2)
-        fir_gate_steps<T, K, true, true>(f, ch, lanes, from, third, step, steps, to);
-      else
-        fir_gate_steps<T, K, false, true>(f, ch, lanes, from, third, step, steps, to);
+      fir_thirds_steps<T, decltype(taps)::value, Wanted>(
+          f, ch, lanes, from, third, step, steps,
+          [=](int64_t i, Vec<T> x2, Vec<T> x1, Vec<T> v) { sink(first + i, x2, x1, v); });
     });
   };
-  if (lanes == kLanes<T> && t0 >= f.k - 1) return run(z.rows + (t0 - (f.k - 1)) * z.step + ch, d, z.step, n, out);
+  if (lanes == kLanes<T> && t0 >= f.k - 1) return run(z.rows + (t0 - (f.k - 1)) * z.step + ch, d, z.step, 0, n);
   FirScratch<T> packed(f.k, 3);
   for (int64_t t = 0; t < n; t += kFirSteps) {
-    const int64_t steps = std::min(kFirSteps, n - t), at = t * out.step;
+    const int64_t steps = std::min(kFirSteps, n - t);
     for (int part = 0; part < 3; ++part)
       fir_pack(z, f.k, part * d + ch, lanes, t0 + t - (f.k - 1), t0 + t + steps, packed.at(part));
-    run(packed.at(0), packed.room, kLanes<T>, steps, out.after(at));
+    run(packed.at(0), packed.room, kLanes<T>, t, steps);
   }
+}
+
+// Where the results of a block go: rows of `step` values, whole vectors each. Either pair, x2 and u or x1 and v, may be
+// null.
+template <typename T>
+struct FirGateOutputs {
+  T *x2, *u, *x1, *v;
+  int64_t step;
+};
+
+// x2 and u = x1 v, or x1 and v, or all, at times [t0, t0 + n) of channels [ch, ch + lanes) of a third.
+template <typename T>
+void fir_gate_block(const FirFilter<T>& f, const FirInputs<T>& z, int64_t ch, int64_t lanes, int64_t t0, int64_t n,
+                    const FirGateOutputs<T>& out) {
+  const auto gated = [&](int64_t i, Vec<T> x2, Vec<T> x1, Vec<T> v) {
+    store(out.x2 + i * out.step, x2);
+    store(out.u + i * out.step, x1 * v);
+  };
+  const auto operands = [&](int64_t i, Vec<T>, Vec<T> x1, Vec<T> v) {
+    store(out.x1 + i * out.step, x1);
+    store(out.v + i * out.step, v);
+  };
+  const auto all = [&](int64_t i, Vec<T> x2, Vec<T> x1, Vec<T> v) {
+    gated(i, x2, x1, v);
+    operands(i, x2, x1, v);
+  };
+  if (!out.x1) fir_thirds<T, kAll>(f, z, ch, lanes, t0, n, gated);
+  else if (!out.x2) fir_thirds<T, kRest>(f, z, ch, lanes, t0, n, operands);
+  else fir_thirds<T, kAll>(f, z, ch, lanes, t0, n, all);
 }
 
 // y at times [t0, t0 + n) of channels [ch, ch + lanes), rows of y_step values.
@@ -229,7 +236,7 @@ CROCUTA_INLINE void fir_add(double* to, Vec<T> value, int64_t lanes) {
 }
 
 // dx and the sums of the taps [k][channels] from n inputs x and the n + k - 1 gradients dy that begin at their time.
-template <typename T, int K, bool Full>
+template <typename T, int K, bool Full, bool Far>
 void fir_adjoint_unrolled(const FirFilter<T>& f, int64_t ch, int64_t lanes, const T* dy, int64_t dy_step, const T* x,
                           int64_t x_step, int64_t n, T* dx, int64_t dx_step, double* sums) {
   const int64_t count = Full ? kLanes<T> : lanes;
@@ -243,7 +250,8 @@ void fir_adjoint_unrolled(const FirFilter<T>& f, int64_t ch, int64_t lanes, cons
     Vec<T> total = h[0] * window[0];
     for (int j = 1; j < K; ++j) total = total + h[j] * window[j];
     for (int j = 0; j < K; ++j) sum[j] = sum[j] + input * window[j];
-    store(dx + s * dx_step, total, count);
+    if (Far) store_far(dx + s * dx_step, total);
+    else store(dx + s * dx_step, total, count);
   };
   int64_t s = 0;
   for (; s + 4 <= n; s += 4)
@@ -271,20 +279,22 @@ void fir_adjoint_any(const FirFilter<T>& f, int64_t ch, int64_t lanes, const T* 
 
 template <typename T>
 void fir_adjoint_steps(const FirFilter<T>& f, int64_t ch, int64_t lanes, const T* dy, int64_t dy_step, const T* x,
-                       int64_t x_step, int64_t n, T* dx, int64_t dx_step, double* sums) {
+                       int64_t x_step, int64_t n, T* dx, int64_t dx_step, double* sums, bool far = false) {
   fir_with_taps(f.k, [&](auto taps) {
     constexpr int K = decltype(taps)::value;
     if constexpr (K == 0)
       fir_adjoint_any<T>(f, ch, lanes, dy, dy_step, x, x_step, n, dx, dx_step, sums);
-    else if (lanes == kLanes<T>)
-      fir_adjoint_unrolled<T, K, true>(f, ch, lanes, dy, dy_step, x, x_step, n, dx, dx_step, sums);
+    else if (lanes < kLanes<T>)
+      fir_adjoint_unrolled<T, K, false, false>(f, ch, lanes, dy, dy_step, x, x_step, n, dx, dx_step, sums);
+    else if (far)
+      fir_adjoint_unrolled<T, K, true, true>(f, ch, lanes, dy, dy_step, x, x_step, n, dx, dx_step, sums);
     else
-      fir_adjoint_unrolled<T, K, false>(f, ch, lanes, dy, dy_step, x, x_step, n, dx, dx_step, sums);
+      fir_adjoint_unrolled<T, K, true, false>(f, ch, lanes, dy, dy_step, x, x_step, n, dx, dx_step, sums);
   });
 }
 
 // What a filter of `channels` leads back to: dx and dtail like the inputs; sums [k + 1][channels] of the taps and, in
-// the last row, of the bias. dtail may be null.
+// the last row, of the bias. dtail may be null. `far`: dx is written past the caches (writes_far).
 template <typename T>
 struct FirGradients {
   T* dx;
@@ -292,6 +302,7 @@ struct FirGradients {
   T* dtail;
   int64_t dtail_step;
   double* sums;
+  bool far = false;
 };
 
 // The adjoint of y = FIR(x) + bias at the inputs [t0, t0 + n) of channels [ch, ch + lanes). dy has the gradients at
@@ -301,7 +312,7 @@ template <typename T>
 void fir_adjoint_block(const FirFilter<T>& f, const FirInputs<T>& x, int64_t ch, int64_t lanes, int64_t t0, int64_t n,
                        const T* dy, int64_t dy_step, const FirGradients<T>& to) {
   fir_adjoint_steps<T>(f, ch, lanes, dy, dy_step, x.rows + t0 * x.step + ch, x.step, n, to.dx + t0 * to.dx_step + ch,
-                       to.dx_step, to.sums);
+                       to.dx_step, to.sums, to.far);
   Vec<T> sum = {};
   for (int64_t t = 0; t < n; ++t) sum = sum + load(dy + t * dy_step, lanes);
   fir_add<T>(to.sums + f.k * f.channels + ch, sum, lanes);

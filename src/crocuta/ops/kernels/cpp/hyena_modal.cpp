@@ -62,6 +62,7 @@ void backward(const T* dy, int64_t dy_row, int64_t dy_step, const T* z, int64_t 
   fir_pack_taps(taps, 3 * d, k, 3 * d, packed.get());
   const FirFilter<T> fir{packed.get(), bias, k, 3 * d};
   const int64_t past = k - 1, third = (kBlock + past) * L;
+  const bool far = writes_far(dz, 3 * b * l * d, d);
   walk.tasks([&](int64_t row, int64_t from, int64_t to) {
     const FirInputs<T> in{z + row * z_row, z_step, tail ? tail + row * past * 3 * d : nullptr, 3 * d};
     T *carry = dstate + row * walk.size, *gradients = dz + row * l * 3 * d, *before = dtail + row * past * 3 * d;
@@ -72,7 +73,7 @@ void backward(const T* dy, int64_t dy_row, int64_t dy_step, const T* z, int64_t 
       clear_rows(short_sum + part * d, 3 * d, from, to, k + 1);
       clear_rows(before + part * d, 3 * d, from, to, past);
     }
-    const FirGradients<T> out{gradients, 3 * d, tail ? before : nullptr, 3 * d, short_sum};
+    const FirGradients<T> out{gradients, 3 * d, tail ? before : nullptr, 3 * d, short_sum, far};
     alignas(64) Vec<T> states[kKeptVectors<T, Complex>];
     alignas(64) T x2[kBlock * L], x1[kBlock * L], v[kBlock * L], u[kBlock * L], h[kBlock * L], e[kBlock * L], du[kBlock * L];
     // Gradients of the thirds of a block, and behind them the first of the block after: kept for each vector of channels.
@@ -109,6 +110,7 @@ void backward(const T* dy, int64_t dy_row, int64_t dy_step, const T* z, int64_t 
     walk.backwards(row, from, to, kept, dlast, dstate, block, [&](int64_t start, int64_t count) {
       for (int64_t part = 0; part < 3; ++part) clear_rows(gradients + start * 3 * d + part * d, 3 * d, from, to, count);
     });
+    if (far) stored_far();
   });
 }
 

@@ -42,30 +42,34 @@ void backward(const T* dy, int64_t dy_row, int64_t dy_step, const T* u, int64_t 
               double* sums, int64_t b, int64_t l, int64_t d, int64_t n, int64_t threads) {
   constexpr int64_t L = kLanes<T>;
   const ModalWalk<T, Complex> walk(constants, lengths, b, l, d, n, threads);
+  const bool far = writes_far(du, b * l * d, d);
   walk.tasks([&](int64_t row, int64_t from, int64_t to) {
     T *carry = dstate + row * walk.size, *gradients = du + row * l * d;
     double *sum = sums + row * (2 * walk.size + d), *sum_skip = sum + 2 * walk.size;
     clear_rows(sum, d, from, to, 2 * walk.size / d + 1);
     alignas(64) Vec<T> states[kKeptVectors<T, Complex>];
-    alignas(64) T padded_u[kBlock * L], padded_dy[kBlock * L], padded_du[kBlock * L];
+    // Each group of modes reads u and dy and adds to du: near, as rows of tensors drive each other out of the first cache.
+    alignas(64) T near_u[kBlock * L], near_dy[kBlock * L], near_du[kBlock * L];
     const auto block = [&](int64_t start, int64_t steps, const T* c, const T* before) {
-      const T *in = u + row * u_row + start * u_step, *error = dy + row * dy_row + start * dy_step;
-      T* out = gradients + start * d;
-      int64_t ch = from;
-      for (; ch + L <= to; ch += L)
-        scan_block_adjoint<T, Complex, false>(walk.modes, ch, L, c, skip, in + ch, u_step, error + ch, dy_step, out + ch,
-                                              d, before, carry, sum, sum_skip, nullptr, states, steps);
-      if (ch == to) return;
-      for (int64_t t = 0; t < steps; ++t) {
-        store(padded_u + t * L, load(in + t * u_step + ch, to - ch));
-        store(padded_dy + t * L, load(error + t * dy_step + ch, to - ch));
+      for (int64_t ch = from; ch < to; ch += L) {
+        const int64_t lanes = std::min(L, to - ch);
+        const T *in = u + row * u_row + start * u_step + ch, *error = dy + row * dy_row + start * dy_step + ch;
+        T* out = gradients + start * d + ch;
+        for (int64_t t = 0; t < steps; ++t) {
+          store(near_u + t * L, load(in + t * u_step, lanes));
+          store(near_dy + t * L, load(error + t * dy_step, lanes));
+        }
+        scan_block_adjoint<T, Complex, false>(walk.modes, ch, lanes, c, skip, near_u, L, near_dy, L, near_du, L, before,
+                                              carry, sum, sum_skip, nullptr, states, steps);
+        for (int64_t t = 0; t < steps; ++t) {
+          if (far) store_far(out + t * d, load(near_du + t * L));
+          else store(out + t * d, load(near_du + t * L), lanes);
+        }
       }
-      scan_block_adjoint<T, Complex, false>(walk.modes, ch, to - ch, c, skip, padded_u, L, padded_dy, L, padded_du, L,
-                                            before, carry, sum, sum_skip, nullptr, states, steps);
-      for (int64_t t = 0; t < steps; ++t) store(out + t * d + ch, load(padded_du + t * L), to - ch);
     };
     walk.backwards(row, from, to, kept, dlast, dstate, block,
                    [&](int64_t start, int64_t count) { clear_rows(gradients + start * d, d, from, to, count); });
+    if (far) stored_far();
   });
 }
 

@@ -168,7 +168,6 @@ CROCUTA_INLINE void scan_again(const Modes<T>& f, int64_t mode, int64_t ch, int6
                                int64_t us, const T* start, T* y, Vec<T>* kept, int64_t stride, int64_t steps) {
   using V = Vec<T>;
   constexpr int P = Complex ? 2 : 1;
-  const bool far = us > kLanes<T>;  // rows so far apart that the hardware does not guess the block before
   V pr[M], pi[M], rr[M], ri[M], sr[M], si[M];
   const V D = First && Outputs && skip ? load(skip + ch, lanes) : V{};
   for (int m = 0; m < M; ++m) {
@@ -183,7 +182,6 @@ CROCUTA_INLINE void scan_again(const Modes<T>& f, int64_t mode, int64_t ch, int6
     }
   }
   for (int64_t t = 0; t < steps; ++t) {
-    if (First && far) prefetch(u + (t - kBlock) * us);
     const V x = load(u + t * us);
     V* here = kept + (t + 1) * stride;
     V out = !Outputs ? V{} : First ? D * x : load(y + t * kLanes<T>);
@@ -215,7 +213,6 @@ CROCUTA_INLINE void scan_group_adjoint(const Modes<T>& f, int64_t mode, int64_t 
   using V = Vec<T>;
   constexpr int P = Complex ? 2 : 1;
   const int64_t rows = f.n * f.d;
-  const bool far = dus > kLanes<T>;
   V pr[M], pi[M], rr[M], ri[M], sr[M], si[M];
   const V D = First && skip ? load(skip + ch, lanes) : V{};
   for (int m = 0; m < M; ++m) {
@@ -240,10 +237,6 @@ CROCUTA_INLINE void scan_group_adjoint(const Modes<T>& f, int64_t mode, int64_t 
     }
   }
   for (int64_t t = steps - 1; t >= 0; --t) {
-    if (First && far) {
-      prefetch(dy + (t - kBlock) * dys);
-      prefetch(du + (t - kBlock) * dus);
-    }
     const V e = load(dy + t * dys);
     const V* before = kept + t * stride;
     V sum = First ? D * e : load(du + t * dus);

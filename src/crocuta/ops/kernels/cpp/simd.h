@@ -91,6 +91,15 @@ CROCUTA_INLINE void stored_far() {
 #endif
 }
 
+// Whether a tensor of so many numbers, in rows `step` apart, is better written past the caches, where it has no room:
+// what is there need not be read first, and rows do not drive each other out. Measured.
+template <typename T>
+bool writes_far(const T* to, int64_t numbers, int64_t step) {
+  constexpr int64_t kLarge = 4 << 20;
+  return numbers * static_cast<int64_t>(sizeof(T)) > kLarge && reinterpret_cast<uintptr_t>(to) % sizeof(Vec<T>) == 0 &&
+         step % kLanes<T> == 0;
+}
+
 // The first `count` lanes, zeros in the others; nothing behind them is read.
 template <typename T>
 CROCUTA_INLINE Vec<T> load(const T* from, int64_t count) {
