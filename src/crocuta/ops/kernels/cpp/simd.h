@@ -52,9 +52,6 @@ using Vec = typename Simd<T>::Vec;
 template <typename T>
 constexpr int64_t kLanes = CROCUTA_VECTOR_BYTES / static_cast<int64_t>(sizeof(T));
 
-// Asks for a cache line that will be wanted soon; any address will do.
-CROCUTA_INLINE void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
-
 template <typename T>
 CROCUTA_INLINE Vec<T> load(const T* from) {
   Vec<T> v;
