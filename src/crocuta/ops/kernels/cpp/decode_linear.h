@@ -131,6 +131,9 @@ struct ByteProduct {
   }
 };
 
+// Models of fewer channels are small enough to stay in the last cache, where fetching ahead costs more than it gains.
+constexpr int64_t kFarInputs = 1024;
+
 #if defined(CROCUTA_VNNI)
 struct VnniProduct : ByteProduct {
   static constexpr int64_t vectors = 4;
@@ -153,8 +156,10 @@ struct VnniProduct : ByteProduct {
       for (int s = 0; s < S; ++s) {
         const char* next = w + s * stride + i * 4 * kBlockRows;
         const __m512i weights[2] = {_mm512_loadu_si512(next), _mm512_loadu_si512(next + 64)};
-        __builtin_prefetch(next + ahead, 0, 2);
-        __builtin_prefetch(next + ahead + 64, 0, 2);
+        if (matrix.inputs >= kFarInputs) {
+          __builtin_prefetch(next + ahead, 0, 2);
+          __builtin_prefetch(next + ahead + 64, 0, 2);
+        }
         for (int r = 0; r < B; ++r)
           for (int half = 0; half < 2; ++half) {
             int32_t four;
