@@ -238,3 +238,17 @@ def test_shapes_that_do_not_fit_are_refused():
         fft_conv(u, taps, spectrum=filter_spectrum(taps, 99))
     with pytest.raises(InputError, match="not of these taps"):
         fft_conv(u, taps, spectrum=filter_spectrum(taps.double(), 100))
+
+
+@each_isa
+def test_outputs_past_the_caches_are_those_of_rows_that_cannot_go_there(isa):
+    """33,000 rows of 16 channels are; with a channel more, rows do not begin at whole vectors."""
+    inputs = example(1, 33_000, 17, 17, 40)
+    fewer = [t.detach()[..., :16].clone() if t.ndim != 2 else t.detach()[:16].clone() for t in inputs]
+    with on(isa), poisoned():
+        got = with_gradients(fft_conv, [t.requires_grad_() for t in fewer])
+        y = fft_conv(*inputs)
+        weights = torch.linspace(-1, 2, 33_000 * 16, dtype=torch.float64).sin().view(1, 33_000, 16)
+        wanted = [y[..., :16], *torch.autograd.grad(y[..., :16], inputs, weights)]
+    for value, right in zip(got, wanted, strict=True):
+        assert torch.equal(value, right[:16] if value.ndim == 2 else right[..., :16])

@@ -5,14 +5,19 @@
 
 namespace {
 
-// One vector of channels of one row: l vectors, `step` apart. Null where an optional tensor is not there.
+// One vector of channels of one row: l vectors, `step` apart. Null where an optional tensor is not there. `far`: it is
+// written past the caches, and stored_far() called.
 template <typename T>
 struct Column {
   T* at = nullptr;
   int64_t step = 0;
+  bool far = false;
 
   CROCUTA_INLINE Vec<T> operator[](int64_t t) const { return load(const_cast<const T*>(at) + t * step); }
-  CROCUTA_INLINE void set(int64_t t, Vec<T> v) const { store(at + t * step, v); }
+  CROCUTA_INLINE void set(int64_t t, Vec<T> v) const {
+    if (far) store_far(at + t * step, v);
+    else store(at + t * step, v);
+  }
   explicit operator bool() const { return at != nullptr; }
   Column reversed(int64_t length) const { return at ? Column{at + (length - 1) * step, -step} : *this; }
 };
@@ -43,7 +48,8 @@ class Columns {
 
   Column<T> output(const Tensor<T>& to) {
     if (!to.at) return {};
-    if (lanes_ == kLanes<T>) return {to.at + row_ * to.row + channel_, to.step};
+    if (lanes_ == kLanes<T>)
+      return {to.at + row_ * to.row + channel_, to.step, writes_far(to.at, length_ * to.step, to.step)};
     return {take(), kLanes<T>};
   }
 

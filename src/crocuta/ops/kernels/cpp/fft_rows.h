@@ -218,6 +218,7 @@ void forward_row(const Convolution<T>& a, int64_t row, const Column<T>& in, cons
     };
     if (gate2) each([&](int64_t t, Vec<T> v) { return v * gate2[t]; });
     else each([](int64_t, Vec<T> v) { return v; });
+    stored_far();
   });
 }
 
@@ -279,6 +280,7 @@ void backward_row(const Adjoint<T>& a, int64_t row, const RowGradients<T>& c) {
       };
       if (c.dgate2) each([&](int64_t t, Vec<T> z) { c.dgate2.set(t, c.grad[t] * z); });
       else each([&](int64_t t, Vec<T> z) { c.filtered.set(t, z); });
+      stored_far();
     });
   parallel(a.threads, a.blocks, [&](int64_t m) {
     const int64_t first = s.l - 1 - m * s.block;  // the row that point 0 belongs to
@@ -291,6 +293,7 @@ void backward_row(const Adjoint<T>& a, int64_t row, const RowGradients<T>& c) {
       }
       c.din.set(t, dw);
     });
+    stored_far();
   });
 }
 
