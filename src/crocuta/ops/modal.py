@@ -254,11 +254,11 @@ def _scan(first: Float[Tensor, "g r b m"], added: Float[Tensor, "g r b steps m"]
     sources = _modes(added.unflatten(3, (spans, width)), is_complex)
     start = _modes(first.contiguous(), is_complex)
     x = torch.zeros_like(sources[..., 0, :]) if spans > 1 else start[..., None, :]
-    local = [x]
+    by_step = [x]
     for j in range(width - 1):
         x = torch.addcmul(sources[..., j, :], factors[1], x)
-        local.append(x)
-    local = torch.stack(local, -2)
+        by_step.append(x)
+    local = torch.stack(by_step, -2)
     if spans > 1:
         whole = torch.addcmul(sources[..., -1, :], factors[1], x)
         carry = [start]
