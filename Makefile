@@ -67,7 +67,7 @@ sanitize: ## Run the tests of the compiled kernels under ASan and UBSan, then bu
 	$(call install,dev)
 	$(BIN)/python hatch_build.py --sanitize
 	status=0; LD_PRELOAD="$$($(or $(CXX),c++) -print-file-name=libasan.so) $$($(or $(CXX),c++) -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/ops/kernels --timeout 600 -k "not compiles and not opcheck" $(ARGS) \
+	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest tests/ops/kernels tests/ops/test_window.py --timeout 600 -k "not compiles and not opcheck" $(ARGS) \
 	  || status=$$?; $(BIN)/python hatch_build.py; exit $$status
 
 lint: ## Check style: ruff check, ruff format --check.

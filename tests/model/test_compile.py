@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TRAIN = (
     "explicit-decay",
     "implicit",
@@ -22,6 +24,7 @@ DECODE_ON_TORCH = ("complex-stable",)
 """As on a machine without a compiler."""
 
 
+@pytest.mark.timeout(500)  # compiling takes its time on a busy machine
 def test_one_graph_gives_what_the_model_gives():
     script = Path(__file__).parent / "compile_models.py"
     kinds = {"train": TRAIN, "decode": DECODE, "train_on_torch": TRAIN_ON_TORCH, "decode_on_torch": DECODE_ON_TORCH}

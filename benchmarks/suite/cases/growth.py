@@ -17,18 +17,21 @@ def _reference(family: str, group: str) -> Side:
     return Side(name="wide", task="ours.models:forward", environment="ours", settings=settings)
 
 
+IMPLICIT_TRUTH = Side(name="wide", task="peers.hyenadna:forward", settings={"dtype": "float64", "group": "hyenadna"})
+"""With filters made in float32, as in training: see ``peers.hyenadna.model_of``."""
+
 OURS_IMPLICIT = Side(
     name="ours, implicit",
     task="ours.models:forward",
     environment="ours",
     settings={"family": "hyenadna", "group": "hyenadna"},
-    reference=_reference("hyenadna", "hyenadna"),
+    reference=IMPLICIT_TRUTH,
 )
 HYENADNA = Side(
     name="HyenaDNA",
     task="peers.hyenadna:forward",
     settings={"group": "hyenadna"},
-    reference=_reference("hyenadna", "hyenadna"),
+    reference=IMPLICIT_TRUTH,
 )
 LLAMA = Side(name="Llama, SDPA", task="peers.transformers:llama_forward", reference=_reference("transformer", "other"))
 STRIPEDHYENA = Side(name="stripedhyena", task="peers.stripedhyena:forward", bounds={"logits": 1e-3})
