@@ -40,7 +40,7 @@ POSITIONS: dict[str, PositionsConfig] = {
 }
 ACTIVATIONS = {
     "sine": SineConfig(frequency=3.0),
-    "fixed sine": SineConfig(frequency=3.0, trained=False),
+    "fixed sine": SineConfig(frequency=3.3, trained=False),
     "relu": ReLUConfig(),
 }
 WINDOWS: dict[str, WindowConfig | None] = {

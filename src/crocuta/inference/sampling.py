@@ -117,7 +117,7 @@ def _sample_compiled(
 ) -> Sampled:
     """``sample`` in one call, which is several times faster for the few logits of a decoding step."""
     drawn = not config.greedy and generators is not None
-    uniform = _uniform(generators) if drawn and generators else raw.new_zeros(raw.shape[0], dtype=_WIDE)
+    uniform = _uniform(generators).cpu() if drawn and generators else raw.new_zeros(raw.shape[0], dtype=_WIDE)
     ids, log_probs = decode.sample(
         raw,
         uniform,

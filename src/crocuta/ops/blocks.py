@@ -30,9 +30,8 @@ def channels_first(u: Float[Tensor, "b l d"], dtype: torch.dtype) -> Float[Tenso
     first = u.permute(2, 0, 1).to(dtype)
     if first.is_contiguous():
         return first
-    return (
-        first.permute(1, 2, 0).reshape(b * l, d).t().contiguous().view(d, b, l)
-    )  # of matrices torch transposes by tiles
+    matrix = first.permute(1, 2, 0).reshape(b * l, d)  # matrices are what torch transposes by tiles
+    return matrix.t().contiguous().view(d, b, l)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

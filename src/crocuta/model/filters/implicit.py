@@ -134,7 +134,9 @@ class ImplicitFilter(Filter):
         """Of the sine that is the MLP's activation; None where that is a ReLU."""
         if not isinstance(self.config.activation, SineConfig):
             return None
-        return torch.tensor(self.config.activation.frequency) if self.frequency is None else self.frequency
+        if self.frequency is not None:
+            return self.frequency
+        return torch.tensor(self.config.activation.frequency, dtype=torch.float64)  # a number: it widens nothing
 
     def rates(self, like: Tensor) -> Float[Tensor, " g"] | None:
         """The decay of each filter's window over max_length, in the dtype of ``like``; None without a window."""
