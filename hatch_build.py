@@ -31,7 +31,7 @@ LIBRARY = KERNELS / "_native.so"
 FAILURE = KERNELS / "_native.txt"
 """Why there is no library; ``crocuta inspect --kernels`` says it."""
 
-COMMON = ("threads.cpp", "library.cpp")
+COMMON = ("threads.cpp", "library.cpp", "memory.cpp")
 """Compiled once, for every machine of the architecture."""
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno"]
 FLAGS += ["-fno-trapping-math", "-Wall", "-Wextra", "-Wno-psabi"]

@@ -50,7 +50,7 @@ def test_any_layer_whole_and_in_chunks(layer, pooling, chunk, monkeypatch):
     model = tiny_model("stripe", torch.float64, seed=1)
     monkeypatch.setattr(memory, "DEFAULT", dataclasses.replace(memory.DEFAULT, chunk=chunk))
     sizes: list[int] = []
-    model.blocks[0].pre_norm.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[1]))
+    model.blocks[0].pre_norm.register_forward_hook(lambda module, inputs, output: sizes.append(output[1].shape[1]))
     results = embed(model, None, ROWS, layer=layer, pooling=pooling)
     assert max(sizes, default=0) <= chunk
     check(results, model, layer, pooling)

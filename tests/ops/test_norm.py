@@ -54,3 +54,33 @@ def test_layer_norm():
     x, scale, bias = randn(2, 3, 5), randn(5, seed=1), randn(5, seed=2)
     expected = reference.layer_norm(x, scale, bias, 0.1)
     torch.testing.assert_close(add_layer_norm(x, None, scale, bias, 0.1)[1], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("layer", [True, False])
+def test_gradients_of_the_stream_and_of_its_norm_meet(stream, layer):
+    """What comes out beside the norm is x itself, and may go on with or without it."""
+    x, scale, bias = (
+        randn(2, 3, 4).requires_grad_(),
+        randn(4, seed=1).requires_grad_(),
+        randn(4, seed=2).requires_grad_(),
+    )
+
+    def run(x, scale, bias):
+        if layer:
+            s, n = add_layer_norm(x, None, scale, bias, 0.1)
+        else:
+            s, n = add_rms_norm(x, None, scale, 0.1, eps_inside_root=True)
+        return torch.sin(n) * 2 + torch.cos(s) if stream else torch.sin(n)
+
+    assert torch.autograd.gradcheck(run, (x, scale, bias))
+    s, n = add_layer_norm(x, None, scale, bias, 0.1)
+    assert torch.equal(s, x)
+    (dx,) = torch.autograd.grad(s.square().sum(), [x])
+    torch.testing.assert_close(dx, 2 * x.detach(), rtol=1e-12, atol=1e-12)
+    assert n.requires_grad
+    frozen = x.detach()
+    s, n = add_layer_norm(frozen, None, scale, bias, 0.1)
+    (n * s).sum().backward()
+    assert scale.grad is not None
+    assert frozen.grad is None

@@ -54,7 +54,7 @@ class Backbone(nn.Module, ABC):
         for block in self._blocks_below(layer):
             recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled()
             y = checkpoint(block, y, lengths, use_reentrant=False) if recompute else block(y, lengths)
-        return self.norm(y) if layer is None else y
+        return self.norm(y)[1] if layer is None else y
 
     def init_state(self, batch: int, max_length: int | None = None) -> ModelState:
         """The state of ``batch`` rows before their first token.
@@ -110,7 +110,7 @@ class Backbone(nn.Module, ABC):
         y = self._embed(x)
         for block, layer_state in zip(self._blocks_below(layer), layers, strict=False):
             y = block.extend(y, layer_state, lengths)
-        return self.norm(y) if layer is None else y
+        return self.norm(y)[1] if layer is None else y
 
     def load_state(self, path: str | PathLike[str]) -> ModelState:
         """A state written by ``state.save(path)``. Raises StateError if it is another model's."""

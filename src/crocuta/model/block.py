@@ -30,6 +30,7 @@ from crocuta.model.multi_head import MultiHeadHyenaMixer
 from crocuta.model.norm import build_norm
 from crocuta.model.order_n import OrderNHyenaMixer
 from crocuta.model.state import State
+from crocuta.ops.linear import add
 from crocuta.types import Hidden
 
 
@@ -45,20 +46,22 @@ class Block(nn.Module):
         self.mlp = None if config.mlp is None else build_mlp(config.mlp, channels)
 
     def forward(self, x: Hidden, lengths: Tensor | None = None) -> Hidden:
-        return self._residual(x, self.mixer(self.pre_norm(x), lengths))
+        x, normed = self.pre_norm(x)
+        return self._residual(x, self.mixer(normed, lengths))
 
     def init_state(self, batch: int, max_length: int | None, *, device: torch.device, dtype: torch.dtype) -> State:
         return self.mixer.init_state(batch, max_length, device=device, dtype=dtype)
 
     def extend(self, x: Hidden, state: State, lengths: Tensor | None = None) -> Hidden:
-        return self._residual(x, self.mixer.extend(self.pre_norm(x), state, lengths))
+        x, normed = self.pre_norm(x)
+        return self._residual(x, self.mixer.extend(normed, state, lengths))
 
     def _residual(self, x: Hidden, mixed: Hidden) -> Hidden:
         mixed = F.dropout(mixed, self.dropout, self.training)
         if self.mlp is None or self.post_norm is None:
-            return x + mixed
-        x, normed = self.post_norm.add(x, mixed)
-        return x + F.dropout(self.mlp(normed), self.dropout, self.training)
+            return add(x, mixed)
+        x, normed = self.post_norm(x, mixed)
+        return add(x, F.dropout(self.mlp(normed), self.dropout, self.training))
 
 
 def build_mixer(config: MixerConfig, channels: int, precision: Precision) -> Mixer:

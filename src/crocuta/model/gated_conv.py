@@ -45,7 +45,7 @@ class GatedConvMixer(Mixer):
         return self._gated(filtered, gate)
 
     def _gated(self, filtered: Hidden, gate: Hidden) -> Hidden:
-        y = filtered if self.norm is None else self.norm(filtered)
+        y = filtered if self.norm is None else self.norm(filtered)[1]
         y = activate(y, self.config.activation)
         if self.pointwise is not None:
             y = self.pointwise(y)

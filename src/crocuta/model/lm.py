@@ -14,6 +14,7 @@ from crocuta.model.backbone import Backbone, check_ids
 from crocuta.model.linear import Embedding, Linear
 from crocuta.model.state import ModelState
 from crocuta.ops.blocks import full_precision
+from crocuta.ops.linear import linear
 from crocuta.types import Hidden, Logits, TokenIds
 
 
@@ -64,4 +65,4 @@ class Model(Backbone):
 
 @full_precision
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
-    return F.linear(x, weight)
+    return linear(x, weight)

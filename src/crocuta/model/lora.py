@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, final, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from crocuta.model.mixer import Mixer
 from crocuta.model.mlp import GatedMLP, PlainMLP
 from crocuta.model.precision import Float32Module, Memo
 from crocuta.ops.blocks import compute_dtype, full_precision
+from crocuta.ops.linear import linear
 
 Role: TypeAlias = Literal["projections", "attention", "mlp"]
 """What a layer is for: in and out of an attention mixer, in and out of any other mixer, or inside an MLP."""
@@ -93,7 +93,7 @@ class LoRALinear(nn.Module):
         return self.plain.bias
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b c"]:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 @full_precision

@@ -18,12 +18,9 @@ class Norm(nn.Module, ABC):
 
     scale: nn.Parameter
 
-    def forward(self, x: Hidden) -> Hidden:
-        return self.add(x, None)[1]
-
     @abstractmethod
-    def add(self, x: Hidden, y: Hidden | None) -> tuple[Hidden, Hidden]:
-        """x + y (x where there is no y), and its norm."""
+    def forward(self, x: Hidden, y: Hidden | None = None) -> tuple[Hidden, Hidden]:
+        """x + y (x where there is no y), and its norm: what goes on beside the norm shares its passes over memory."""
 
 
 class RMSNorm(Norm):
@@ -40,7 +37,7 @@ class RMSNorm(Norm):
             else functools.partial(ops.add_rms_norm, eps_inside_root=config.eps_inside_root)
         )
 
-    def add(self, x: Hidden, y: Hidden | None) -> tuple[Hidden, Hidden]:
+    def forward(self, x: Hidden, y: Hidden | None = None) -> tuple[Hidden, Hidden]:
         return self._add(x, y, self.scale, self.config.eps)
 
 
@@ -53,7 +50,7 @@ class LayerNorm(Norm):
         self.scale = nn.Parameter(torch.empty(channels))
         self.bias = nn.Parameter(torch.empty(channels))
 
-    def add(self, x: Hidden, y: Hidden | None) -> tuple[Hidden, Hidden]:
+    def forward(self, x: Hidden, y: Hidden | None = None) -> tuple[Hidden, Hidden]:
         return ops.add_layer_norm(x, y, self.scale, self.bias, self.eps)
 
 

@@ -76,7 +76,7 @@ class OrderNHyenaMixer(Mixer):
             z = project(z, self.projection)
         branches = list(z.chunk(self.config.branches, dim=-1))
         if self.branch_norms:
-            branches = [norm(branch) for norm, branch in zip(self.branch_norms, branches, strict=True)]
+            branches = [norm(branch)[1] for norm, branch in zip(self.branch_norms, branches, strict=True)]
         return branches
 
     def _filters(self) -> list[Filter]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crocuta.ops.kernels.library import huge_pages
+from crocuta.ops.kernels.memory import empty
 from crocuta.ops.mlp import Affine
 from crocuta.ops.turns import turn_size, turns
 
@@ -67,8 +67,7 @@ def _forward(
     output: Tensor,
     output_bias: Tensor | None,
 ) -> Tensor:
-    taps = output.new_empty(len(output), len(x))
-    huge_pages(taps)
+    taps = empty(output, len(output), len(x))
     for rows in turns(len(x), turn_size(output, _POSITIONS)):
         h = x[rows]
         for weight, bias in zip(weights, biases):

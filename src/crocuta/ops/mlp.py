@@ -11,7 +11,8 @@ from torch import Tensor
 
 from crocuta.ops.kernels.activation import activation as compiled_activation
 from crocuta.ops.kernels.activation import activation_adjoint as compiled_adjoint
-from crocuta.ops.kernels.library import available, huge_pages
+from crocuta.ops.kernels.library import available
+from crocuta.ops.kernels.memory import empty
 from crocuta.ops.turns import turn_size, turns
 
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "identity"]
@@ -74,7 +75,7 @@ _ops.define(
 def _outputs(x: Tensor, gate: Tensor | None, up: Tensor, down: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """y and the products of the first layer, without their biases, which are empty where they are not kept."""
     a, b = len(x) if keep else 0, len(x) if keep and gate is not None else 0
-    return x.new_empty(len(x), len(down)), x.new_empty(a, len(up)), x.new_empty(b, len(up))
+    return empty(x, len(x), len(down)), empty(x, a, len(up)), empty(x, b, len(up))
 
 
 def _forward(
@@ -89,7 +90,6 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, a, b = _outputs(x, gate, up, down, keep)
-    huge_pages(y, a, b)
     turn = turn_size(x, _ROWS)
     scratch = x.new_empty(1 if keep else 1 + (gate is not None), min(turn, len(x)), len(up))
     first, first_bias, factor_bias = (up, up_bias, None) if gate is None else (gate, gate_bias, up_bias)
@@ -123,7 +123,6 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     gradients = _gradients(x, gate, up, down, weights)
     dx, dgate, dgate_bias, dup, dup_bias, ddown, ddown_bias = gradients
-    huge_pages(dx)
     for gradient in gradients[1:]:
         gradient.zero_()
     turn = turn_size(x, _ROWS)
@@ -157,7 +156,7 @@ def _gradients(
             return x.new_empty(0), x.new_empty(0)
         return weight.new_empty(weight.shape), weight.new_empty(len(weight))
 
-    return x.new_empty(x.shape), *like(gate), *like(up), *like(down)
+    return empty(x, *x.shape), *like(gate), *like(up), *like(down)
 
 
 def _accumulate(dweight: Tensor, dbias: Tensor, d: Tensor, x: Tensor) -> None:

@@ -72,8 +72,33 @@ def _compiled(
     if dtype != x.dtype or (y is not None and y.dtype != dtype):  # the sum is rounded before its norm
         s = x if y is None else x + y
         return s, torch.ops.crocuta.add_norm(s.to(dtype), None, *constants)[1].to(s.dtype)
+    if y is None:
+        return _NormBeside.apply(x, *constants)
     s, n, _, _ = torch.ops.crocuta.add_norm(x, y, *constants)
-    return (x if y is None else s), n
+    return s, n
+
+
+class _NormBeside(torch.autograd.Function):
+    """x itself and its norm: as both are outputs here, their gradients meet in one pass over memory.
+
+    An op of torch.library may not return what it was given.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, scale: Tensor, bias: Tensor | None, eps: float, kind: int) -> tuple[Tensor, Tensor]:
+        _, n, middle, inverse = torch.ops.crocuta.add_norm(x, None, scale, bias, eps, kind)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, scale, middle, inverse)
+        ctx.constants, ctx.has_bias = (eps, kind), bias is not None
+        return x, n
+
+    @staticmethod
+    def backward(ctx, ds: Tensor | None, dn: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, scale, middle, inverse = ctx.saved_tensors
+        if dn is None:
+            return ds, None, None, None, None
+        dx, dscale, dbias = torch.ops.crocuta.add_norm_backward(ds, dn, x, scale, middle, inverse, *ctx.constants)
+        return dx, dscale, dbias if ctx.has_bias else None, None, None
 
 
 class _RMSNorm(torch.autograd.Function):

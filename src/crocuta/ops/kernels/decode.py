@@ -24,7 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from crocuta.ops.kernels.activation import ACTIVATIONS
-from crocuta.ops.kernels.library import contiguous, function, huge_pages, library
+from crocuta.ops.kernels.library import contiguous, function, library
+from crocuta.ops.kernels.memory import empty
 from crocuta.ops.kernels.norm import Norm
 
 Weights: TypeAlias = Literal["float32", "bfloat16", "int8"]
@@ -40,7 +41,6 @@ LARGEST_HEAD = 1024
 
 _FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2}
 
-_HUGE_PAGE = 1 << 21
 _PIECE = 1 << 25
 """Bytes of memory that is asked for at once; what of it is never written takes no room."""
 _LINES = 128
@@ -144,9 +144,7 @@ class _Shelf:
         """A copy that stands behind the last one."""
         size = -(-matrix.nbytes // _LINES) * _LINES
         if size > len(self._free):
-            piece = torch.empty(max(size, _PIECE) + _HUGE_PAGE, dtype=torch.uint8)
-            huge_pages(piece)
-            self._free = piece[-piece.data_ptr() % _HUGE_PAGE :]
+            self._free = empty(matrix, max(size, _PIECE), dtype=torch.uint8)
         place, self._free = self._free[: matrix.nbytes], self._free[size:]
         return place.view(matrix.dtype).view(matrix.shape).copy_(matrix)
 

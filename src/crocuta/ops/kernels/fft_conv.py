@@ -15,7 +15,8 @@ from torch import Tensor
 
 from crocuta.errors import InputError
 from crocuta.ops.blocks import compute_dtype
-from crocuta.ops.kernels.library import contiguous, function, huge_pages, rows_of
+from crocuta.ops.kernels.library import contiguous, function, rows_of
+from crocuta.ops.kernels.memory import empty
 
 _SPECTRUM = "pp" + "iiiiii"
 _FORWARD = "pii" * 3 + "pppp" + "iiiiiiii"
@@ -132,7 +133,7 @@ def _lanes(dtype: torch.dtype) -> int:
 
 def _spectrum(taps: Tensor, length: int, block: int) -> Tensor:
     (g, k), lanes, blocks = taps.shape, _lanes(taps.dtype), _filter_blocks(length, taps.shape[1], block)
-    values = taps.new_empty(-(-g // lanes), blocks, block + _SPACE, 2, lanes)
+    values = empty(taps, -(-g // lanes), blocks, block + _SPACE, 2, lanes)
     run = function("fft_conv_spectrum", taps.dtype, _SPECTRUM)
     run(taps.contiguous(), values, length, g, k, block, blocks, torch.get_num_threads())
     return values
@@ -173,10 +174,9 @@ def _convolve(
     gate_out: Tensor | None,
     spectrum: Tensor | None,
 ) -> Tensor:
-    y = u.new_empty(u.shape)
+    y = empty(u, *u.shape)
     if y.numel() == 0:
         return y
-    huge_pages(y)
     taps, skip = contiguous(taps, skip)
     blocks = FilterBlocks.of(taps, u, spectrum)
     run = function("fft_conv_forward", u.dtype, _FORWARD)
@@ -192,7 +192,6 @@ def _convolve_backward(
         for output in outputs:
             output.zero_()
         return outputs
-    huge_pages(*outputs)
     du, dtaps, dskip, dgate_in, dgate_out = [output if output.numel() else None for output in outputs]
     taps, skip = contiguous(taps, skip)
     blocks = FilterBlocks.of(taps, u)
@@ -207,9 +206,9 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Tensors of the right shapes, empty where an argument is not there."""
     dskip, dgate_in, dgate_out = (
-        u.new_empty(0 if argument is None else argument.shape) for argument in (skip, gate_in, gate_out)
+        empty(u, *((0,) if argument is None else argument.shape)) for argument in (skip, gate_in, gate_out)
     )
-    return u.new_empty(u.shape), taps.new_empty(taps.shape), dskip, dgate_in, dgate_out
+    return empty(u, *u.shape), empty(taps, *taps.shape), dskip, dgate_in, dgate_out
 
 
 def _setup(ctx, inputs, output) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from crocuta.ops.blocks import compute_dtype, full_precision
 from crocuta.ops.kernels import gpu
-from crocuta.ops.kernels.library import contiguous, function, huge_pages, rows_of
+from crocuta.ops.kernels.library import contiguous, function, rows_of
+from crocuta.ops.kernels.memory import empty
 
 _FORWARD, _BACKWARD = "piippppp" + "i" * 6, "ppiipppppppp" + "i" * 6
 _GATE_FORWARD, _GATE_BACKWARD = "piippppp" + "i" * 5, "pppiippppppp" + "i" * 5
@@ -80,8 +81,7 @@ def _sizes(u: Tensor, taps: Tensor, tail: Tensor | None) -> tuple[Any, ...]:  # 
 
 def _filter(u: Tensor, taps: Tensor, bias: Tensor | None, skip: Tensor | None, tail: Tensor | None) -> Tensor:
     b, l, d, g, k = _sizes(u, taps, tail)
-    u, y = rows_of(u), u.new_empty(b, l, d)
-    huge_pages(y)
+    u, y = rows_of(u), empty(u, b, l, d)
     constants = contiguous(taps, bias, skip, tail)
     run = function("fir_forward", u.dtype, _FORWARD)
     run(u, u.stride(0), u.stride(1), *constants, y, b, l, d, g, k, torch.get_num_threads())
@@ -92,14 +92,13 @@ def _filter_gradients(u: Tensor, taps: Tensor, tail: Tensor | None) -> tuple[Ten
     """Tensors of the right shapes; that of the tail is empty where there is none."""
     b, l, d, _, _ = _sizes(u, taps, tail)
     dtail = u.new_empty(0 if tail is None else tail.shape)
-    return u.new_empty(b, l, d), u.new_empty(taps.shape), u.new_empty(d), u.new_empty(d), dtail
+    return empty(u, b, l, d), u.new_empty(taps.shape), u.new_empty(d), u.new_empty(d), dtail
 
 
 def _filter_backward(
     dy: Tensor, u: Tensor, taps: Tensor, skip: Tensor | None, tail: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     gradients = _filter_gradients(u, taps, tail)
-    huge_pages(*gradients)
     u, (dy, taps, skip, tail) = rows_of(u), contiguous(dy, taps, skip, tail)
     run = function("fir_backward", u.dtype, _BACKWARD)
     of_tail = None if tail is None else gradients[4]
@@ -117,7 +116,6 @@ def gate_outputs(z: Tensor, taps: Tensor, tail: Tensor | None) -> tuple[Tensor, 
 
 def _gate(z: Tensor, taps: Tensor, bias: Tensor | None, tail: Tensor | None) -> tuple[Tensor, Tensor]:
     x2, u = gate_outputs(z, taps, tail)
-    huge_pages(x2, u)
     z, constants = rows_of(z), contiguous(taps, bias, tail)
     run = function("fir_gate_forward", z.dtype, _GATE_FORWARD)
     threads = torch.get_num_threads()
@@ -135,7 +133,6 @@ def _gate_backward(
     dx2: Tensor, du: Tensor, z: Tensor, taps: Tensor, bias: Tensor | None, tail: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gradients = gate_gradients(z, taps, tail)
-    huge_pages(*gradients)
     b, l, c, _, k = _sizes(z, taps, tail)
     z, (dx2, du, taps, bias, tail) = rows_of(z), contiguous(dx2, du, taps, bias, tail)
     run = function("fir_gate_backward", z.dtype, _GATE_BACKWARD)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from crocuta.ops.blocks import compute_dtype
-from crocuta.ops.kernels import library
+from crocuta.ops.kernels import library, memory
 
 DEVICE = "cuda"
 """The type of device whose tensors go to the Triton kernels."""
@@ -60,7 +60,7 @@ def empty(u: Tensor, b: Any, l: Any, d: Any) -> Tensor:  # symbols, while a grap
 
     On a CPU channels lie side by side. On a GPU time is contiguous, which products of matrices read and write for free.
     """
-    return u.new_empty(d, b, l).permute(1, 2, 0) if runs_on(u.device) else u.new_empty(b, l, d)
+    return u.new_empty(d, b, l).permute(1, 2, 0) if runs_on(u.device) else memory.empty(u, b, l, d)
 
 
 @functools.cache

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from crocuta.ops.blocks import compute_dtype, full_precision
 from crocuta.ops.kernels import gpu
-from crocuta.ops.kernels.library import contiguous, function, huge_pages, rows_of
+from crocuta.ops.kernels.library import contiguous, function, rows_of
+from crocuta.ops.kernels.memory import empty
 from crocuta.ops.kernels.modal import ModalConstants, from_rows, scan_outputs, to_rows
 
 _FORWARD = "piipppipppppppiiiiii"
@@ -77,7 +78,6 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, last, kept = _outputs(z, constants, keep)
-    huge_pages(y, kept)
     (b, l, _), (_, parts, n, d) = z.shape, constants.shape
     z = rows_of(z)
     taps, bias, tail, constants, skip, state, lengths = contiguous(taps, bias, tail, constants, skip, state, lengths)
@@ -101,10 +101,9 @@ def _backward(
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     (b, l, c), (_, parts, n, d), k = z.shape, constants.shape, taps.shape[1]
-    dz, dtail, dstate = z.new_empty(b, l, c), z.new_empty(b, k - 1, c), z.new_empty(b, parts * n, d)
+    dz, dtail, dstate = empty(z, b, l, c), z.new_empty(b, k - 1, c), z.new_empty(b, parts * n, d)
     sums = z.new_empty(b, 2 * parts * n + 1, d, dtype=torch.float64)
     short_sums = z.new_empty(b, k + 1, c, dtype=torch.float64)
-    huge_pages(dz)
     z, dy = rows_of(z), rows_of(dy)
     taps, bias, tail, constants, skip, kept = contiguous(taps, bias, tail, constants, skip, kept)
     dlast, lengths = contiguous(dlast, lengths)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from crocuta.ops.blocks import compute_dtype, full_precision
 from crocuta.ops.kernels.fft_conv import FilterBlocks, FilterSpectrum, fitting, strided
-from crocuta.ops.kernels.library import contiguous, function, huge_pages
+from crocuta.ops.kernels.library import contiguous, function
+from crocuta.ops.kernels.memory import empty
 
 _FORWARD = "pii" + "ppi" + "pppp" + "iiiiiiii"
 _BACKWARD = "pii" * 2 + "ppi" + "pppppppp" + "iiiiiiii"
@@ -73,10 +74,9 @@ def _forward(
     spectrum: Tensor | None,
 ) -> Tensor:
     _check(z, short_taps, short_bias, taps, skip)
-    y = z.new_empty(*z.shape[:2], z.shape[2] // 3)
+    y = empty(z, *z.shape[:2], z.shape[2] // 3)
     if y.numel() == 0:
         return y
-    huge_pages(y)
     short_taps, short_bias, taps, skip = contiguous(short_taps, short_bias, taps, skip)
     blocks = FilterBlocks.of(taps, y, spectrum)
     short = short_taps, short_bias, short_taps.shape[1]
@@ -95,7 +95,6 @@ def _backward(
         for gradient in gradients:
             gradient.zero_()
         return gradients
-    huge_pages(*gradients)
     dz, dshort, dbias, dtaps, dskip = gradients
     short_taps, short_bias, taps, skip = contiguous(short_taps, short_bias, taps, skip)
     blocks = FilterBlocks.of(taps, dy)
@@ -111,7 +110,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Tensors of the right shapes; that of D is empty where there is none."""
     dbias, dskip = z.new_empty(z.shape[2]), z.new_empty(0 if skip is None else skip.shape)
-    return z.new_empty(z.shape), short_taps.new_empty(short_taps.shape), dbias, taps.new_empty(taps.shape), dskip
+    return empty(z, *z.shape), short_taps.new_empty(short_taps.shape), dbias, empty(taps, *taps.shape), dskip
 
 
 def _adjoint(ctx, dy):

@@ -20,8 +20,6 @@ from torch import Tensor
 _HERE = Path(__file__).resolve().parent
 _ARGUMENTS: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
 _DTYPES = {torch.float32: "f32", torch.float64: "f64"}
-_LARGE = 1 << 22
-"""Bytes of a tensor that is worth a call: it holds a huge page at least, wherever it begins."""
 
 INSTRUCTION_SETS = ("base", "avx2", "avx512")
 """From the least to the best; a machine that has one has those before it."""
@@ -33,8 +31,11 @@ class Library:
     def __init__(self, path: Path) -> None:
         self._functions = ctypes.CDLL(str(path))
         self.isa = _text(self._functions.crocuta_best_isa)
-        self._huge_pages = self._functions.crocuta_huge_pages
-        self._huge_pages.restype, self._huge_pages.argtypes = None, [ctypes.c_void_p, ctypes.c_int64]
+        self.memory_array = self._functions.crocuta_memory_array
+        self.memory_array.restype = ctypes.c_void_p
+        self.memory_array.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+        self.memory_release = self._functions.crocuta_memory_release
+        self.memory_release.restype, self.memory_release.argtypes = ctypes.c_int64, []
         self._found: dict[tuple[str, torch.dtype, str], Callable[..., None]] = {}
 
     def function(self, name: str, dtype: torch.dtype, signature: str) -> Callable[..., None]:
@@ -53,10 +54,6 @@ class Library:
 
             self._found[key] = found
         return found
-
-    def huge_pages(self, tensor: Tensor) -> None:
-        """Ask for huge pages below a tensor that was not written yet."""
-        self._huge_pages(tensor.data_ptr(), tensor.nbytes)
 
     def symbol(self, name: str, dtype: torch.dtype, signature: str) -> Callable[..., None]:
         """The same for addresses instead of tensors, where a microsecond counts."""
@@ -110,16 +107,6 @@ def function(name: str, dtype: torch.dtype, signature: str) -> Callable[..., Non
     opened = library()
     assert opened is not None, "the dispatcher asks for compiled kernels only where there are some"
     return opened.function(name, dtype, signature)
-
-
-def huge_pages(*tensors: Tensor | None) -> None:
-    """Before a kernel writes new tensors: ask for huge pages below the large ones, whose page faults cost more than
-    most kernels do (8 MB: 3.2 ms with small pages, 0.9 ms with huge ones)."""
-    for tensor in tensors:
-        if tensor is None or tensor.nbytes < _LARGE or tensor.device.type != "cpu":
-            continue
-        if (opened := library()) is not None:
-            opened.huge_pages(tensor)
 
 
 def runs_here(u: Tensor) -> bool:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from crocuta.ops.blocks import compute_dtype, full_precision
 from crocuta.ops.kernels import gpu
-from crocuta.ops.kernels.library import contiguous, function, huge_pages, rows_of
+from crocuta.ops.kernels.library import contiguous, function, rows_of
+from crocuta.ops.kernels.memory import empty
 
 BLOCK = 64
 """Steps between two states that are kept: kBlock of cpp/modal.h."""
@@ -113,7 +114,6 @@ def _scan(
     u: Tensor, constants: Tensor, skip: Tensor | None, state: Tensor | None, lengths: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, last, kept = scan_outputs(u, constants, keep)
-    huge_pages(y, kept)
     (b, l, d), (_, z, n, _) = u.shape, constants.shape
     u = rows_of(u)
     constants, skip, state, lengths = contiguous(constants, skip, state, lengths)
@@ -134,9 +134,8 @@ def _scan_backward(
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (b, l, d), (_, z, n, _) = u.shape, constants.shape
-    du, dstate = u.new_empty(b, l, d), u.new_empty(b, z * n, d)
+    du, dstate = empty(u, b, l, d), u.new_empty(b, z * n, d)
     sums = u.new_empty(b, 2 * z * n + 1, d, dtype=torch.float64)
-    huge_pages(du)
     u, dy = rows_of(u), rows_of(dy)
     constants, skip, kept, dlast, lengths = contiguous(constants, skip, kept, dlast, lengths)
     run = function("modal_backward", u.dtype, _BACKWARD)

@@ -10,7 +10,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from crocuta.ops.kernels.library import contiguous, function, huge_pages
+from crocuta.ops.kernels.library import contiguous, function
+from crocuta.ops.kernels.memory import empty
 
 
 class Norm(IntEnum):
@@ -35,7 +36,8 @@ _ops.define(
 def _outputs(x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """s, empty where there is nothing to add; n; and two numbers a row."""
     rows = x.shape[:-1]
-    return x.new_empty(0 if y is None else x.shape), x.new_empty(x.shape), x.new_empty(rows), x.new_empty(rows)
+    s = x.new_empty(0) if y is None else empty(x, *x.shape)
+    return s, empty(x, *x.shape), x.new_empty(rows), x.new_empty(rows)
 
 
 def _forward(
@@ -45,7 +47,6 @@ def _forward(
     assert scale.shape == x.shape[-1:], "a scale a channel"
     assert bias is None or bias.shape == scale.shape, "a bias a channel"
     s, n, middle, inverse = outputs = _outputs(x, y)
-    huge_pages(s, n)
     inputs = contiguous(x, y, scale, bias)
     sizes = middle.numel(), x.shape[-1], kind, torch.get_num_threads()
     function("norm_forward", x.dtype, "ppppdppppiiii")(*inputs, eps, s, n, middle, inverse, *sizes)
@@ -56,7 +57,6 @@ def _backward(
     ds: Tensor | None, dn: Tensor, s: Tensor, scale: Tensor, middle: Tensor, inverse: Tensor, eps: float, kind: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _gradients(ds, dn, s, scale)
-    huge_pages(outputs[0])
     ds, dn, s, scale = contiguous(ds, dn, s, scale)
     sizes = middle.numel(), s.shape[-1], kind, torch.get_num_threads()
     run = function("norm_backward", s.dtype, "ppppdpppppiiii")
@@ -65,7 +65,7 @@ def _backward(
 
 
 def _gradients(ds: Tensor | None, dn: Tensor, s: Tensor, scale: Tensor, *_) -> tuple[Tensor, Tensor, Tensor]:
-    return s.new_empty(s.shape), scale.new_empty(scale.shape), scale.new_empty(scale.shape)
+    return empty(s, *s.shape), scale.new_empty(scale.shape), scale.new_empty(scale.shape)
 
 
 def _setup(ctx, inputs, output) -> None:

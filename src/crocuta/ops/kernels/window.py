@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crocuta.ops.kernels.library import contiguous, function, huge_pages
+from crocuta.ops.kernels.library import contiguous, function
+from crocuta.ops.kernels.memory import empty
 
 _ops = torch.library.Library("crocuta", "FRAGMENT")
 _ops.define("decay_window(Tensor taps, Tensor rates, float shift, float delta) -> Tensor")
@@ -17,8 +18,7 @@ _ops.define(
 
 def _forward(taps: Tensor, rates: Tensor, shift: float, delta: float) -> Tensor:
     assert (rates.shape, rates.dtype) == (taps.shape[:1], taps.dtype), "a rate a group, in the dtype of the taps"
-    y = taps.new_empty(taps.shape)
-    huge_pages(y)
+    y = empty(taps, *taps.shape)
     taps, rates = contiguous(taps, rates)
     function("window_forward", y.dtype, "ppddpiii")(taps, rates, shift, delta, y, *y.shape, torch.get_num_threads())
     return y
@@ -28,7 +28,6 @@ def _backward(
     dy: Tensor, taps: Tensor, rates: Tensor, shift: float, delta: float, of_rates: bool
 ) -> tuple[Tensor, Tensor]:
     dtaps, drates = _gradients(dy, taps, rates, shift, delta, of_rates)
-    huge_pages(dtaps)
     dy, taps, rates = contiguous(dy, taps, rates)
     run = function("window_backward", dy.dtype, "pppddppiii")
     threads = torch.get_num_threads()
@@ -37,7 +36,7 @@ def _backward(
 
 
 def _gradients(dy, taps, rates, shift, delta, of_rates):
-    return taps.new_empty(taps.shape), rates.new_empty(len(rates) if of_rates else 0)
+    return empty(taps, *taps.shape), rates.new_empty(len(rates) if of_rates else 0)
 
 
 def _setup(ctx, inputs, output) -> None:

@@ -1,10 +1,4 @@
-// What the loader asks the library before it uses anything else of it, and what it asks of the machine.
-
-#include <cstdint>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+// What the loader asks the library before it uses anything else of it.
 
 #define CROCUTA_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -21,16 +15,4 @@ CROCUTA_EXPORT const char* crocuta_best_isa() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
 #endif
   return "base";
-}
-
-// Asks for pages of 2 MiB below the whole ones of a range that was not written yet: a fault zeroes a page, and 512
-// small faults cost several times what one large one does. Systems that know no such pages ignore it.
-CROCUTA_EXPORT void crocuta_huge_pages(void* start, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  const uintptr_t page = uintptr_t{1} << 21, first = reinterpret_cast<uintptr_t>(start);
-  const uintptr_t begin = (first + page - 1) & ~(page - 1), end = (first + static_cast<uintptr_t>(bytes)) & ~(page - 1);
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)start, (void)bytes;
-#endif
 }
