@@ -118,8 +118,8 @@ def not_normalised(self: ImplicitFilter, like: torch.Tensor, length: int) -> tor
     return self._unnormalised(like, length)
 
 
-def outside_the_root(self: RMSNorm, x: torch.Tensor) -> torch.Tensor:
-    return x / (x.square().mean(-1, keepdim=True).sqrt() + 1e-8)
+def outside_the_root(self: RMSNorm, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x, x / (x.square().mean(-1, keepdim=True).sqrt() + 1e-8)
 
 
 @pytest.mark.parametrize(

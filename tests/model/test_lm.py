@@ -27,7 +27,7 @@ def test_hidden_is_the_residual_stream_after_each_block(kind):
         assert torch.equal(model.hidden(ids, layer), expected)
     for layer in range(1, count + 1):
         assert torch.equal(model.hidden(ids, -layer), stream[count + 1 - layer])
-    assert torch.equal(model.hidden(ids), model.norm(stream[-1]))
+    assert torch.equal(model.hidden(ids), model.norm(stream[-1])[1])
     assert torch.equal(model(ids), model.logits(model.hidden(ids)))
 
 

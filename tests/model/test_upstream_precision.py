@@ -195,7 +195,7 @@ def test_only_the_norm_with_eps_outside_the_root_is_rounded_so():
         for norm in (exact, upstream):
             norm.scale.data.copy_(grid(24, step=1 / 64, size=127, seed=2))
             norm.to(BF16)
-        assert torch.equal(exact(x), upstream(x)) == inside
+        assert torch.equal(exact(x)[1], upstream(x)[1]) == inside
 
 
 @pytest.mark.parametrize("length", [1, 4, 50])

@@ -206,7 +206,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Tensors of the right shapes, empty where an argument is not there."""
     dskip, dgate_in, dgate_out = (
-        empty(u, *((0,) if argument is None else argument.shape)) for argument in (skip, gate_in, gate_out)
+        u.new_empty(0) if argument is None else empty(u, *argument.shape) for argument in (skip, gate_in, gate_out)
     )
     return empty(u, *u.shape), empty(taps, *taps.shape), dskip, dgate_in, dgate_out
 

@@ -20,6 +20,7 @@ from crocuta.ops.kernels.library import library
 
 LARGE = 1 << 21
 """Bytes from which a tensor is worth it: a large page."""
+_PLAIN = (Tensor, torch.nn.Parameter)
 _CODES = {torch.float32: (2, 32), torch.float64: (2, 64), torch.bfloat16: (4, 16), torch.uint8: (1, 8)}
 """The kind and the bits of a number as DLPack has them."""
 
@@ -27,14 +28,14 @@ _CODES = {torch.float32: (2, 32), torch.float64: (2, 64), torch.bfloat16: (4, 16
 def empty(like: Tensor, *shape: Any, dtype: torch.dtype | None = None) -> Tensor:
     """``like.new_empty(shape)``; in kept memory where it is large, on a CPU, and there is the library."""
     dtype = like.dtype if dtype is None else dtype
-    if type(like) not in (Tensor, torch.nn.Parameter) or like.device.type != "cpu" or dtype not in _CODES:
-        return like.new_empty(shape, dtype=dtype)
-    if math.prod(shape) * dtype.itemsize < LARGE or (opened := library()) is None or _filled():
-        return like.new_empty(shape, dtype=dtype)
-    array = opened.memory_array(*_CODES[dtype], len(shape), (ctypes.c_int64 * len(shape))(*shape))
-    if not array:  # torch says best how much memory there is not
-        return like.new_empty(shape, dtype=dtype)
-    return torch.utils.dlpack.from_dlpack(_capsule()(array, b"dltensor", None))
+    plain = type(like) in _PLAIN  # first of all: what traces a graph has symbols for sizes, and compares none
+    if plain and math.prod(shape) * dtype.itemsize >= LARGE and like.device.type == "cpu" and dtype in _CODES:
+        opened = library()
+        if opened is not None and not _filled():
+            array = opened.memory_array(*_CODES[dtype], len(shape), (ctypes.c_int64 * len(shape))(*shape))
+            if array:  # else torch says best how much memory there is not
+                return torch.utils.dlpack.from_dlpack(_capsule()(array, b"dltensor", None))
+    return like.new_empty(shape, dtype=dtype)
 
 
 def release() -> int:
