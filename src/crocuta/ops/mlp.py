@@ -17,7 +17,7 @@ from crocuta.ops.turns import turn_size, turns
 
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "identity"]
 
-_ROWS = 512
+_ROWS = 1024
 """Rows done at once on a CPU."""
 
 
