@@ -34,6 +34,7 @@ def test_the_next_tensor_of_a_size_gets_the_memory_of_the_last() -> None:
     view = first[1:]
     del first
     assert empty(LIKE, 3, STEP).data_ptr() != place, "a view still uses it"
+    assert release() == 3 * LARGE
     del view
     assert empty(LIKE, STEP - 1, 3).data_ptr() == place
 
@@ -93,26 +94,43 @@ def test_what_waits_and_what_is_used_is_bounded_by_what_was_used_at_once() -> No
     assert release() == 0
 
 
-def test_the_ones_that_wait_longest_go_first() -> None:
-    sizes = [4 * STEP, 8 * STEP, 12 * STEP]
-    tensors = [empty(LIKE, size) for size in sizes]
+def test_what_waits_longest_goes_first() -> None:
+    tensors = [empty(LIKE, pages * STEP) for pages in (4, 1, 8, 1, 12, 1)]
+    between, place = tensors[1::2], tensors[4].data_ptr()
+    waiting = tensors[::2]
+    tensors.clear()
+    while waiting:
+        waiting.pop(0)
+    larger = empty(LIKE, 13 * STEP)  # all of the first and of the second piece go, and a page of the third
+    rest = empty(LIKE, 11 * STEP)
+    assert rest.data_ptr() == place
+    assert release() == 0
+    del larger, rest, between
+    assert release() == (13 + 11 + 3) * LARGE
+
+
+def test_pieces_are_divided_and_whole_again() -> None:
+    """Else a call that needs little and one that needs much would take turns at the system's expense."""
+    large = empty(LIKE, 40 * STEP)
+    place = large.data_ptr()
+    del large
+    for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2], [0, 2, 1]):
+        parts = [empty(LIKE, pages * STEP) for pages in (10, 12, 18)]
+        assert [part.data_ptr() - place for part in parts] == [0, 10 * LARGE, 22 * LARGE]
+        held = dict(enumerate(parts))
+        del parts
+        for index in order:
+            del held[index]
+        assert empty(LIKE, 40 * STEP).data_ptr() == place
+    assert release() == 40 * LARGE
+
+
+def test_the_smallest_piece_that_is_large_enough() -> None:
+    tensors = [empty(LIKE, pages * STEP) for pages in (9, 1, 5, 1, 7, 1)]
     places = [tensor.data_ptr() for tensor in tensors]
-    while tensors:
-        tensors.pop(0)
-    fresh = empty(LIKE, 3 * STEP)  # fits none, so that pieces of as much in all must go: the first that came back
-    assert empty(LIKE, 8 * STEP).data_ptr() == places[1]
-    assert empty(LIKE, 12 * STEP).data_ptr() == places[2]
-    assert fresh.numel() == 3 * STEP
-    assert release() == 4 * 20 * STEP
-
-
-def test_a_piece_serves_what_needs_four_fifths_of_it() -> None:
-    for size, used in ((32 * STEP, 40 * STEP), (30 * STEP, 30 * STEP)):
-        large = empty(LIKE, 40 * STEP)
-        del large
-        less = empty(LIKE, size)
-        del less
-        assert release() == 4 * used
+    del tensors[4], tensors[2], tensors[0]
+    found = [empty(LIKE, 6 * STEP), empty(LIKE, 5 * STEP), empty(LIKE, 8 * STEP)]
+    assert [tensor.data_ptr() for tensor in found] == [places[4], places[2], places[0]]
 
 
 def test_small_tensors_and_others_are_those_of_torch() -> None:

@@ -1,4 +1,4 @@
-"""Memory of large results on a CPU, kept for the next ones of their size (cpp/memory.cpp).
+"""Memory of large results on a CPU, kept for the next ones (cpp/memory.cpp).
 
 torch gives the memory of a large tensor back to the system when the tensor is gone, and the next one gets fresh pages,
 each with a fault that sets it to zero: 8 MB cost 1 to 25 ms, more than most kernels. What kernels and products write

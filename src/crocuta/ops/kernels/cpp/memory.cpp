@@ -1,19 +1,21 @@
-// Memory of large results and of what kernels work in, kept for the next ones of its size.
+// Memory of large results and of what kernels work in, kept for the next ones.
 //
 // The C library gives large pieces back to the system at once, and the system hands each page of a new one out with a
 // fault that sets it to zero: often more time than a kernel needs to fill it. Here a piece that comes back waits for
-// the next one who asks. The pieces that wait and those in use together never exceed what was in use at one time, and
-// the system is told that it may take the waiting ones when it is short of memory.
+// whoever asks next, in parts if need be. What waits and what is in use together never exceed what was in use at one
+// time, and the system is told that it may take what waits when it is short of memory.
 //
-// Torch takes a piece as DLPack describes arrays (dlpack.h, version 0 of the interface), and calls the deleter, from any
-// thread, when the last tensor over it is gone.
+// Torch takes a piece as DLPack describes arrays (dlpack.h, version 0 of the interface), and calls the deleter, from
+// any thread, when the last tensor over it is gone.
 
 #include "memory.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <iterator>
 #include <list>
+#include <map>
 #include <mutex>
 #include <new>
 
@@ -31,36 +33,30 @@ constexpr size_t kPage = size_t{1} << 21;  // that of large pages
 
 #if defined(CROCUTA_KEEPS_MEMORY)
 
-// Sizes go in steps of an eighth, so that nearly equal ones share pieces; pages that nothing writes to cost nothing.
-size_t rounded(size_t bytes) {
-  size_t step = kPage;
-  while (step * 16 <= bytes) step *= 2;
-  return (bytes + step - 1) / step * step;
-}
+size_t whole_pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
 class Pool {
  public:
+  // From the smallest piece that is large enough; what is left of it waits on.
   Piece take(size_t size) {
     std::list<Piece> left;
     {
       std::lock_guard<std::mutex> lock(mutex);
       auto best = waiting_.end();
       for (auto piece = waiting_.begin(); piece != waiting_.end(); ++piece) {
-        const bool fits = piece->size >= size && piece->size <= size + size / 4;
-        if (fits && (best == waiting_.end() || piece->size < best->size)) best = piece;
-      }
-      if (best != waiting_.end()) {
-        const Piece piece = *best;
-        waiting_.erase(best);
-        waits_ -= piece.size;
-        count(piece.size);
-        return piece;
+        const size_t found = piece->second.size;
+        if (found >= size && (best == waiting_.end() || found < best->second.size)) best = piece;
       }
       count(size);
-      while (!waiting_.empty() && used_ + waits_ > most_) {  // the one that waits longest goes first
-        waits_ -= waiting_.back().size;
-        left.splice(left.end(), waiting_, std::prev(waiting_.end()));
+      if (best != waiting_.end()) {
+        char* const at = best->first;
+        const Waiting rest{best->second.size - size, best->second.since};
+        waiting_.erase(best);
+        if (rest.size) waiting_.emplace(at + size, rest);
+        waits_ -= size;
+        return {at, size};
       }
+      while (!waiting_.empty() && used_ + waits_ > most_) left.push_back(drop(used_ + waits_ - most_));
     }
     unmap(left);
     char* at = map(size);
@@ -73,6 +69,7 @@ class Pool {
     return {at, size};
   }
 
+  // Joins its neighbours in memory, so that what was divided is whole again.
   void give(Piece piece) {
 #ifdef MADV_FREE
     madvise(piece.at, piece.size, MADV_FREE);
@@ -80,7 +77,19 @@ class Pool {
     std::lock_guard<std::mutex> lock(mutex);
     used_ -= piece.size;
     waits_ += piece.size;
-    waiting_.push_front(piece);
+    auto after = waiting_.lower_bound(piece.at);
+    if (after != waiting_.end() && piece.at + piece.size == after->first) {
+      piece.size += after->second.size;
+      after = waiting_.erase(after);
+    }
+    if (after != waiting_.begin()) {
+      const auto before = std::prev(after);
+      if (before->first + before->second.size == piece.at) {
+        before->second = {before->second.size + piece.size, ++clock_};
+        return;
+      }
+    }
+    waiting_.emplace(piece.at, Waiting{piece.size, ++clock_});
   }
 
   // Gives what waits back to the system; how many bytes that were.
@@ -89,7 +98,8 @@ class Pool {
     size_t bytes;
     {
       std::lock_guard<std::mutex> lock(mutex);
-      left.swap(waiting_);
+      for (const auto& piece : waiting_) left.push_back({piece.first, piece.second.size});
+      waiting_.clear();
       bytes = waits_;
       waits_ = 0;
       most_ = used_;
@@ -101,9 +111,27 @@ class Pool {
   std::mutex mutex;  // held over a fork, so that the child's is free
 
  private:
+  struct Waiting {
+    size_t size;
+    uint64_t since;
+  };
+
   void count(size_t bytes) {
     used_ += bytes;
     if (used_ > most_) most_ = used_;
+  }
+
+  // The end of the piece that waits longest, or all of it: at most ``bytes``, which are whole pages.
+  Piece drop(size_t bytes) {
+    auto oldest = waiting_.begin();
+    for (auto piece = waiting_.begin(); piece != waiting_.end(); ++piece)
+      if (piece->second.since < oldest->second.since) oldest = piece;
+    const size_t size = std::min(bytes, oldest->second.size);
+    const Piece end{oldest->first + oldest->second.size - size, size};
+    oldest->second.size -= size;
+    if (!oldest->second.size) waiting_.erase(oldest);
+    waits_ -= size;
+    return end;
   }
 
   static void unmap(const std::list<Piece>& pieces) {
@@ -124,7 +152,8 @@ class Pool {
     return begin;
   }
 
-  std::list<Piece> waiting_;  // the last one that came back stands first
+  std::map<char*, Waiting> waiting_;
+  uint64_t clock_ = 0;
   size_t used_ = 0, waits_ = 0, most_ = 0;
 };
 
@@ -178,7 +207,7 @@ void give_back(ManagedArray* managed) {
 
 Piece take_memory(size_t bytes) {
 #if defined(CROCUTA_KEEPS_MEMORY)
-  return pool().take(rounded(bytes));
+  return pool().take(whole_pages(bytes));
 #else
   return {static_cast<char*>(::operator new(bytes, std::align_val_t(kPage))), bytes};
 #endif

@@ -1,4 +1,4 @@
-// Memory of large results and of what kernels work in, kept for the next ones of its size (memory.cpp).
+// Memory of large results and of what kernels work in, kept for the next ones (memory.cpp).
 #pragma once
 
 #include <cstddef>
