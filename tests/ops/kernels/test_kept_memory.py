@@ -156,6 +156,11 @@ def test_more_than_there_is_is_the_error_of_torch() -> None:
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         empty(LIKE, 1 << 45)
     assert empty(LIKE, STEP).fill_(1).sum() == STEP
+    small = empty(LIKE, 4 * STEP)
+    del small
+    large = empty(LIKE, 32 * STEP)
+    assert release() == 0, "the bound is as before"
+    assert large.numel() == 32 * STEP
 
 
 def test_gradients_inference_mode_and_copies() -> None:

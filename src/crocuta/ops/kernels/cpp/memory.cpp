@@ -64,6 +64,7 @@ class Pool {
     if (!at) {
       std::lock_guard<std::mutex> lock(mutex);
       used_ -= size;
+      most_ = used_;  // what could not be had was never in use, and nothing waits
       throw std::bad_alloc();
     }
     return {at, size};
