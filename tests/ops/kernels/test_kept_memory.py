@@ -111,7 +111,7 @@ def test_what_waits_longest_goes_first() -> None:
 
 def test_pieces_are_divided_and_whole_again() -> None:
     """Else a call that needs little and one that needs much would take turns at the system's expense."""
-    large = empty(LIKE, 40 * STEP)
+    large = empty(LIKE, 40 * STEP).fill_(1)
     place = large.data_ptr()
     del large
     for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2], [0, 2, 1]):
@@ -121,7 +121,10 @@ def test_pieces_are_divided_and_whole_again() -> None:
         del parts
         for index in order:
             del held[index]
-        assert empty(LIKE, 40 * STEP).data_ptr() == place
+        whole = empty(LIKE, 40 * STEP)
+        assert whole.data_ptr() == place
+        assert whole.any(), "fresh memory, which is zero"
+        del whole
     assert release() == 40 * LARGE
 
 
