@@ -15,10 +15,19 @@ from compiled import needs_library, poisoned
 from crocuta.ops.kernels.library import library, switched_off
 from crocuta.ops.kernels.memory import LARGE, empty, release
 
-pytestmark = needs_library
 LIKE = torch.zeros(1)
 STEP = LARGE // 4
 """float32 numbers of a large page."""
+
+
+def keeps() -> bool:
+    """Whether what is given back waits: not in a library with a sanitizer, and not on every system."""
+    given_back = empty(LIKE, STEP)
+    del given_back
+    return release() > 0
+
+
+pytestmark = [needs_library, pytest.mark.skipif(not keeps(), reason="this library keeps no memory")]
 
 
 @pytest.fixture(autouse=True)
@@ -188,10 +197,13 @@ def test_a_fork_has_its_own() -> None:
     held = empty(LIKE, STEP).fill_(1)
     waiting = empty(LIKE, STEP)
     del waiting
-    stop, busy = (
-        threading.Event(),
-        threading.Thread(target=lambda: [empty(LIKE, STEP) for _ in iter(stop.is_set, True)]),
-    )
+    stop = threading.Event()
+
+    def take_and_give() -> None:
+        while not stop.is_set():
+            empty(LIKE, STEP)
+
+    busy = threading.Thread(target=take_and_give)
     busy.start()
     try:
         for _ in range(20):
