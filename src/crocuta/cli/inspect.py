@@ -168,7 +168,10 @@ def _machine() -> dict[str, Any]:
 
 
 def _libraries() -> dict[str, str]:
-    return {"compiled": _compiled(), "triton": _triton()}
+    from crocuta.ops.products import onednn_is_faster
+
+    products = "oneDNN's, as MKL would not use AVX-512 here" if onednn_is_faster() else "torch's choice"
+    return {"compiled": _compiled(), "products": products, "triton": _triton()}
 
 
 def _kernels(config: BackboneConfig, length: int) -> list[dict[str, Any]]:
@@ -243,8 +246,13 @@ def _length_table(report: dict[str, Any]) -> str:
 
 def render_kernels(report: dict[str, Any]) -> str:
     """Which kernels run, and why not the others, as text."""
-    libraries = f"Compiled kernels: {report['compiled']}.\nTriton kernels: {report['triton']}."
-    return f"{_kernel_table(report['kernels'])}\n\n{libraries}"
+    lines = [
+        _kernel_table(report["kernels"]) + "\n",
+        f"Compiled kernels: {report['compiled']}.",
+        f"Products of matrices in float32: {report['products']}.",
+        f"Triton kernels: {report['triton']}.",
+    ]
+    return "\n".join(lines)
 
 
 def _kernel_table(kernels: list[dict[str, Any]]) -> str:

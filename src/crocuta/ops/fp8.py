@@ -18,6 +18,7 @@ from torch import Tensor
 
 from crocuta.ops.blocks import compute_dtype, full_precision
 from crocuta.ops.dispatch import Case, choose
+from crocuta.ops.products import accumulate, multiply
 
 LARGEST = 448.0
 """The largest finite number of E4M3, which has no infinity."""
@@ -82,9 +83,9 @@ class _FP8Linear(torch.autograd.Function):
         x = _widened(xq, wide).div_(input_scale)
         for rows in _turns(wq):
             part = dy[rows].to(wide)
-            dx.addmm_(part.t(), _widened(wq[rows], wide))
+            accumulate(part.t(), _widened(wq[rows], wide), out=dx)
             if dweight is not None:
-                dweight[rows] = torch.mm(part, x)
+                dweight[rows] = multiply(part, x, out=x.new_empty(len(part), x.shape[1]))
         dbias = None if bias_dtype is None else dy.sum(1, dtype=wide).to(bias_dtype)
         return dx.div_(weight_scale).to(x_dtype), dweight, dbias, None, None, None
 
@@ -98,7 +99,8 @@ def _dequantised(
     x = _widened(xq, wide).t()
     y = torch.empty(wq.shape[0], xq.shape[0], dtype=dtype, device=xq.device)
     for rows in _turns(wq):
-        part = torch.mm(_widened(wq[rows], wide), x).div_(scale)
+        w = _widened(wq[rows], wide)
+        part = multiply(w, x, out=x.new_empty(len(w), x.shape[1])).div_(scale)
         y[rows] = part if bias is None else part.add_(bias[rows, None])
     return y
 

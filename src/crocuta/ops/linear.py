@@ -1,4 +1,4 @@
-"""Products with weights, and sums, written to kept memory where they are large (ops/kernels/memory.py)."""
+"""Products with weights, and sums: to kept memory where they are large (kernels/memory.py), by the fast library."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch import Tensor
 
 from crocuta.ops.kernels.library import runs_here
 from crocuta.ops.kernels.memory import LARGE, empty
+from crocuta.ops.products import faster_by_onednn, multiply
 
 
 def linear(
     x: Float[Tensor, "*b d"], weight: Float[Tensor, "c d"], bias: Float[Tensor, " c"] | None = None
 ) -> Float[Tensor, "*b c"]:
-    """x weightᵀ + bias, as ``F.linear`` has it; where its output is large, saves x and the weight."""
-    if not _large(x, weight, bias):
+    """x weightᵀ + bias, as ``F.linear`` has it; where it is an op of ours, saves x and the weight."""
+    if not _worth_it(x, weight, bias):
         return F.linear(x, weight, bias)
     y = torch.ops.crocuta.linear(x.reshape(-1, x.shape[-1]), weight, bias)
     return y.view(*x.shape[:-1], len(weight))
@@ -27,13 +28,14 @@ def add(x: Float[Tensor, "*b d"], y: Float[Tensor, "*b d"]) -> Float[Tensor, "*b
     return torch.ops.crocuta.add(x, y) if large and y.dtype == x.dtype else x + y
 
 
-def _large(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def _worth_it(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the op is worth its call, which does not cast as autocast would."""
     if x.dtype not in (torch.float32, torch.float64) or not runs_here(x) or torch.is_autocast_enabled("cpu"):
         return False
     if weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
         return False
-    return x.numel() // x.shape[-1] * len(weight) * x.dtype.itemsize >= LARGE
+    large = x.numel() // x.shape[-1] * len(weight) * x.dtype.itemsize >= LARGE
+    return large or faster_by_onednn(x, weight.t())
 
 
 # --- the op ---------------------------------------------------------------------------------------------------
@@ -49,7 +51,7 @@ _ops.define(
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y = empty(x, len(x), len(weight))
-    return torch.mm(x, weight.t(), out=y) if bias is None else torch.addmm(bias, x, weight.t(), out=y)
+    return multiply(x, weight.t(), out=y, bias=bias)
 
 
 def _backward(
@@ -57,9 +59,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx, dweight, dbias = gradients = _gradients(dy, x, weight, of_x, of_weight, of_bias)
     if of_x:
-        torch.mm(dy, weight, out=dx)
+        multiply(dy, weight, out=dx)
     if of_weight:
-        torch.mm(dy.t(), x, out=dweight)
+        multiply(dy.t(), x, out=dweight)
     if of_bias:  # a product with ones, which is faster than a sum over rows
         torch.mv(dy.t(), dy.new_ones(len(dy)), out=dbias)
     return gradients

@@ -13,6 +13,7 @@ from crocuta.ops.kernels.activation import activation as compiled_activation
 from crocuta.ops.kernels.activation import activation_adjoint as compiled_adjoint
 from crocuta.ops.kernels.library import available
 from crocuta.ops.kernels.memory import empty
+from crocuta.ops.products import accumulate, multiply
 from crocuta.ops.turns import turn_size, turns
 
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "identity"]
@@ -97,14 +98,11 @@ def _forward(
         size = rows.stop - rows.start
         a_ = a[rows] if keep else scratch[0, :size]
         b_ = None if gate is None else b[rows] if keep else scratch[1, :size]
-        torch.mm(x[rows], first.t(), out=a_)
+        multiply(x[rows], first.t(), out=a_)
         if b_ is not None:
-            torch.mm(x[rows], up.t(), out=b_)
+            multiply(x[rows], up.t(), out=b_)
         h = _activated(Products(a_, first_bias, b_, factor_bias), scratch[0, :size], activation)
-        if down_bias is None:
-            torch.mm(h, down.t(), out=y[rows])
-        else:
-            torch.addmm(down_bias, h, down.t(), out=y[rows])
+        multiply(h, down.t(), out=y[rows], bias=down_bias)
     return y, a, b
 
 
@@ -132,12 +130,12 @@ def _backward(
     for rows in turns(len(x), turn):
         x_, dy_, dx_ = x[rows], dy[rows], dx[rows]
         h, dh, db = (each[: rows.stop - rows.start] for each in scratch)
-        torch.mm(dy_, down, out=dh)
+        multiply(dy_, down, out=dh)
         products = Products(a[rows], first_bias, None if gate is None else b[rows], factor_bias)
         h, da = _adjoint_of_activation(products, dh, h, db, activation)
-        torch.mm(da, first, out=dx_)
+        multiply(da, first, out=dx_)
         if gate is not None:
-            dx_.addmm_(db, up)
+            accumulate(db, up, out=dx_)
         if weights:
             _accumulate(ddown, ddown_bias, dy_, h)
             _accumulate(dfirst, dfirst_bias, da, x_)
@@ -160,7 +158,7 @@ def _gradients(
 
 
 def _accumulate(dweight: Tensor, dbias: Tensor, d: Tensor, x: Tensor) -> None:
-    dweight.addmm_(d.t(), x)
+    accumulate(d.t(), x, out=dweight)
     dbias.add_(d.sum(0))
 
 

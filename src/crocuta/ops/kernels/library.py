@@ -31,6 +31,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         self._functions = ctypes.CDLL(str(path))
         self.isa = _text(self._functions.crocuta_best_isa)
+        self.intel = bool(self._functions.crocuta_intel())
         self.memory_array = self._functions.crocuta_memory_array
         self.memory_array.restype = ctypes.c_void_p
         self.memory_array.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
@@ -57,7 +58,8 @@ class Library:
 
     def symbol(self, name: str, dtype: torch.dtype, signature: str) -> Callable[..., None]:
         """The same for addresses instead of tensors, where a microsecond counts."""
-        symbol = self._functions[f"crocuta_{name}_{_DTYPES[dtype]}_{self.isa}"]
+        isa = "avx2" if (self.isa, dtype) == ("avx512", torch.float64) else self.isa  # as cpp/simd.h has it
+        symbol = self._functions[f"crocuta_{name}_{_DTYPES[dtype]}_{isa}"]
         symbol.restype = None
         symbol.argtypes = [_ARGUMENTS[letter] for letter in signature]
         return symbol

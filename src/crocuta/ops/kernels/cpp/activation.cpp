@@ -101,4 +101,6 @@ void with(int64_t activation, Work&& work) {
   }
 
 CROCUTA_ACTIVATION(f32, float)
+#if CROCUTA_FLOAT64
 CROCUTA_ACTIVATION(f64, double)
+#endif

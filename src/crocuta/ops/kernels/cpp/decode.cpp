@@ -117,7 +117,9 @@ void decode(const int64_t* program, int64_t from, int64_t to, const int64_t* buf
   }
 
 CROCUTA_DECODE(f32, float)
+#if CROCUTA_FLOAT64
 CROCUTA_DECODE(f64, double)
+#endif
 
 // logits [rows][v], one uniform number a row; options: temperature, top_p, min_p. ids are -1 where logits are no
 // distribution.

@@ -115,4 +115,6 @@ void spectrum(const T* taps, T* spectra, const Sizes& s) {
   }
 
 CROCUTA_FFT_CONV(f32, float)
+#if CROCUTA_FLOAT64
 CROCUTA_FFT_CONV(f64, double)
+#endif

@@ -301,4 +301,6 @@ void backward(const T* dy, const Batch<T>& x, const FirFilter<T>& f, int64_t gro
   }
 
 CROCUTA_FIR(f32, float)
+#if CROCUTA_FLOAT64
 CROCUTA_FIR(f64, double)
+#endif

@@ -242,4 +242,6 @@ struct ShortFilter {
   }
 
 CROCUTA_HYENA_FFT(f32, float)
+#if CROCUTA_FLOAT64
 CROCUTA_HYENA_FFT(f64, double)
+#endif

@@ -135,4 +135,6 @@ void backward(const T* dy, int64_t dy_row, int64_t dy_step, const T* z, int64_t 
   }
 
 CROCUTA_HYENA_MODAL(f32, float)
+#if CROCUTA_FLOAT64
 CROCUTA_HYENA_MODAL(f64, double)
+#endif

@@ -16,3 +16,13 @@ CROCUTA_EXPORT const char* crocuta_best_isa() {
 #endif
   return "base";
 }
+
+// Whether the processor is Intel's: MKL uses AVX-512 on no other.
+CROCUTA_EXPORT int crocuta_intel() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("intel");
+#else
+  return 0;
+#endif
+}

@@ -92,4 +92,6 @@ void backward(const T* dy, int64_t dy_row, int64_t dy_step, const T* u, int64_t 
   }
 
 CROCUTA_MODAL(f32, float)
+#if CROCUTA_FLOAT64
 CROCUTA_MODAL(f64, double)
+#endif

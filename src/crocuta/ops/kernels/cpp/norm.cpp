@@ -149,4 +149,6 @@ void backward(const Rows<T>& r, const T* ds, const T* dn, const T* s, const T* m
   }
 
 CROCUTA_NORM(f32, float)
+#if CROCUTA_FLOAT64
 CROCUTA_NORM(f64, double)
+#endif

@@ -23,4 +23,6 @@
   }
 
 CROCUTA_ONLINE_CONV(f32, float)
+#if CROCUTA_FLOAT64
 CROCUTA_ONLINE_CONV(f64, double)
+#endif

@@ -20,15 +20,19 @@
 #define CROCUTA_EXPORT extern "C" __attribute__((visibility("default")))
 #define CROCUTA_INLINE inline __attribute__((always_inline))
 
+// float64 is for comparing: with AVX-512 it runs AVX2's kernels, which saves a quarter of everybody's building.
 #if defined(__AVX512F__)
 #define CROCUTA_VECTOR_BYTES 64
 #define CROCUTA_REGISTERS 32
+#define CROCUTA_FLOAT64 0
 #elif defined(__AVX__)
 #define CROCUTA_VECTOR_BYTES 32
 #define CROCUTA_REGISTERS 16
+#define CROCUTA_FLOAT64 1
 #else
 #define CROCUTA_VECTOR_BYTES 16
 #define CROCUTA_REGISTERS 16
+#define CROCUTA_FLOAT64 1
 #endif
 
 namespace {  // one copy an instruction set: the linker must never mix them

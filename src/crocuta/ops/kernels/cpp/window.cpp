@@ -71,4 +71,6 @@ void backward(const Window<T>& w, const T* dy, const T* x, T* dx, T* drates, int
   }
 
 CROCUTA_WINDOW(f32, float)
+#if CROCUTA_FLOAT64
 CROCUTA_WINDOW(f64, double)
+#endif
