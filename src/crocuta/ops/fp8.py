@@ -18,7 +18,7 @@ from torch import Tensor
 
 from crocuta.ops.blocks import compute_dtype, full_precision
 from crocuta.ops.dispatch import Case, choose
-from crocuta.ops.products import accumulate, multiply
+from crocuta.ops.products import accumulate, product
 
 LARGEST = 448.0
 """The largest finite number of E4M3, which has no infinity."""
@@ -69,8 +69,8 @@ class _FP8Linear(torch.autograd.Function):
         ctx.save_for_backward(xq, wq, input_scale, weight_scale)
         ctx.dtypes = x.dtype, weight.dtype, None if bias is None else bias.dtype
         case = fp8_case(len(x), (wq.shape[0], wq.shape[1]), x.device, x.dtype)
-        product = _scaled_mm if choose(case).name == "scaled_mm" else _dequantised
-        return product(wq, xq, bias, (input_scale, weight_scale), x.dtype)
+        run = _scaled_mm if choose(case).name == "scaled_mm" else _dequantised
+        return run(wq, xq, bias, (input_scale, weight_scale), x.dtype)
 
     @staticmethod
     @full_precision
@@ -85,7 +85,7 @@ class _FP8Linear(torch.autograd.Function):
             part = dy[rows].to(wide)
             accumulate(part.t(), _widened(wq[rows], wide), out=dx)
             if dweight is not None:
-                dweight[rows] = multiply(part, x, out=x.new_empty(len(part), x.shape[1]))
+                dweight[rows] = product(part, x)
         dbias = None if bias_dtype is None else dy.sum(1, dtype=wide).to(bias_dtype)
         return dx.div_(weight_scale).to(x_dtype), dweight, dbias, None, None, None
 
@@ -99,8 +99,7 @@ def _dequantised(
     x = _widened(xq, wide).t()
     y = torch.empty(wq.shape[0], xq.shape[0], dtype=dtype, device=xq.device)
     for rows in _turns(wq):
-        w = _widened(wq[rows], wide)
-        part = multiply(w, x, out=x.new_empty(len(w), x.shape[1])).div_(scale)
+        part = product(_widened(wq[rows], wide), x).div_(scale)
         y[rows] = part if bias is None else part.add_(bias[rows, None])
     return y
 
