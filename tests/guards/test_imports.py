@@ -72,3 +72,16 @@ def test_help_needs_neither_torch_nor_numpy(verb: str) -> None:
 
 def test_the_guard_sees_torch() -> None:
     assert "torch" in loaded("import crocuta.ops.norm")
+
+
+def test_models_run_without_torchs_compiler() -> None:
+    """Which takes as long to import as torch itself."""
+    modules = loaded(
+        "import torch, crocuta.checkpoints.load, crocuta.inference.generate, crocuta.training.loop\n"
+        "from crocuta.model.build import build_model\n"
+        "from crocuta.presets import preset\n"
+        "for name in ('tiny-evo2', 'tiny-hyenadna'):\n"
+        "    build_model(preset(name))(torch.zeros(1, 9, dtype=torch.long)).sum().backward()\n"
+    )
+    assert "crocuta.ops.kernels.fft_conv" in modules
+    assert {name for name in modules if name.startswith(("torch._dynamo", "torch._inductor"))} == set()

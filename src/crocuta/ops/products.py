@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from crocuta.ops.kernels.library import library
+from crocuta.ops.kernels.library import constant_in_graphs, library
 from crocuta.ops.turns import turns
 
 WORTH = 1 << 21
@@ -64,7 +64,7 @@ def faster_by_onednn(a: Float[Tensor, "*m k"], b: Float[Tensor, "k n"]) -> bool:
     return a.numel() * b.shape[1] >= WORTH and onednn_is_faster()
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def onednn_is_faster() -> bool:
     """Whether this CPU has AVX-512, is not Intel's, and torch has oneDNN, switched on."""
     opened = library()

@@ -25,7 +25,7 @@ MOST_TAPS = 8
 """The longest FIR that the Triton kernels take."""
 
 
-@torch.compiler.assume_constant_result  # a graph need not, and cannot, look at the machine
+@library.constant_in_graphs  # a graph need not, and cannot, look at the machine
 def why_not() -> str | None:
     """Why the Triton kernels do not run on this machine, or None where they do."""
     return library.why_switched_off() or _missing()

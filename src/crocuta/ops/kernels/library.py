@@ -12,10 +12,12 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _HERE = Path(__file__).resolve().parent
 _ARGUMENTS: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
@@ -73,13 +75,19 @@ def library() -> Library | None:
     return None if _switched_off else _opened()[0]
 
 
-@torch.compiler.assume_constant_result  # a graph need not, and cannot, look at files
+def constant_in_graphs(function: F) -> F:
+    """``torch.compiler.assume_constant_result``, which would import the compiler: half the time that a start takes."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_in_graphs  # a graph need not, and cannot, look at files
 def available() -> bool:
     """Whether there is a library."""
     return library() is not None
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def why_not() -> str | None:
     """Why there is no library, or None where there is one."""
     return why_switched_off() or _opened()[1]
