@@ -1,8 +1,8 @@
 """Products of matrices on a CPU, by the library that is fast there.
 
-torch multiplies float32 by MKL, which uses AVX-512 on Intel's processors alone: on an AMD EPYC that has it, MKL does half
-of what oneDNN does, which comes with torch too. oneDNN hands out tensors of its own, so it gets a few rows at a time,
-and what it returns is copied while it is in the cache.
+torch multiplies float32 by MKL, which uses AVX-512 on Intel's processors alone: on an AMD EPYC that has it, it takes
+twice the time of oneDNN, which comes with torch too. oneDNN hands out tensors of its own, so it gets a few rows at a
+time, and what it returns is copied while it is in the cache.
 """
 
 from __future__ import annotations
