@@ -162,9 +162,9 @@ def mebibytes(count: float) -> str:
     return f"{count / 2**20:,.1f} MiB"
 
 
-def write_result(folder: Path, name: str, result: Mapping[str, Any]) -> Path:
-    """Write ``result`` as ``NAME-DATE.json`` into ``folder``; a result of the same day is replaced."""
+def write_result(folder: Path, name: str, result: Mapping[str, Any], *, smoke: bool = False) -> Path:
+    """Write ``result`` as ``NAME[-smoke]-DATE.json`` into ``folder``; a result of the same day is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{result['manifest']['date'][:10]}.json"
+    path = folder / f"{name}{'-smoke' if smoke else ''}-{result['manifest']['date'][:10]}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path

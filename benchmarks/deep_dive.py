@@ -441,7 +441,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"The preset is wrong, nothing is written: {'; '.join(broken)}.", file=sys.stderr)
         return 1
     result["sections"] = {name: stored(section) for name, section in sections.items()}
-    print(f"written: {write_result(options.output, 'deep_dive', result)}")
+    print(f"written: {write_result(options.output, 'deep_dive', result, smoke=options.smoke)}")
     return 0
 
 

@@ -280,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     banks[name] = mixer.filter.taps(sizes.length)
     result["adam"] = against_adam(banks, sizes)
     print_adam(result["adam"], sizes)
-    print(write_result(options.output, "distill_filters", result))
+    print(write_result(options.output, "distill_filters", result, smoke=options.smoke))
     return 0
 
 

@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "largest_logit_difference": error,
         "attention_state_bytes": attention,
     }
-    print(f"written: {write_result(options.output, 'generate_memory', result)}")
+    print(f"written: {write_result(options.output, 'generate_memory', result, smoke=options.smoke)}")
     return 0
 
 

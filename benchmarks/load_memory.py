@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     print(table(["load", "file", "model", "peak", "peak / model", "time / reading the file"], rows) + "\n")
     print(f"Peak of at most {BOUND} times the model: {'met' if met else 'MISSED'}.")
-    print(f"written: {write_result(options.output, 'load_memory', result)}")
+    print(f"written: {write_result(options.output, 'load_memory', result, smoke=options.smoke)}")
     return 0 if met or options.smoke else 1
 
 

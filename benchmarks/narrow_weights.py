@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{sizes.windows} windows of {sizes.length} bytes\n")
     print(table(["weights", "bits a byte", "change", "standard error", "perplexity"], rows))
     outcome = {"manifest": manifest(), "sizes": vars(sizes), "bits": result}
-    path = write_result(options.output, "narrow_weights", outcome)
+    path = write_result(options.output, "narrow_weights", outcome, smoke=options.smoke)
     print(f"\nwritten: {path}")
     return 0
 

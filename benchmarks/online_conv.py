@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     if path := options.plot or (None if options.smoke else PLOT):
         plot(rows, path)
-    print(f"written: {write_result(options.output, 'online_conv', result)}")
+    print(f"written: {write_result(options.output, 'online_conv', result, smoke=options.smoke)}")
     return 0
 
 

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = onednn_is_faster()
     print(f"\nModels on this machine use {'oneDNN' if chosen else 'MKL'}.")
     result = {"manifest": manifest(), "sizes": dataclasses.asdict(sizes), "chosen": chosen, "products": found}
-    print(f"written: {write_result(options.output, 'products', result)}")
+    print(f"written: {write_result(options.output, 'products', result, smoke=options.smoke)}")
     return 0
 
 

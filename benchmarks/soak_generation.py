@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "state_bytes": soak.state_bytes[1],
         "goals": goals,
     }
-    print(f"written: {write_result(options.output, 'soak_generation', result)}")
+    print(f"written: {write_result(options.output, 'soak_generation', result, smoke=options.smoke)}")
     return 0
 
 

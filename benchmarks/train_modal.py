@@ -311,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "memory_bytes": memory,
         "goals": reached,
     }
-    print(f"written: {write_result(options.output, 'train_modal', result)}")
+    print(f"written: {write_result(options.output, 'train_modal', result, smoke=options.smoke)}")
     return 0
 
 

@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "largest_difference_a_token": worst,
         "goals": [{"what": goals.name, "at_least": GOAL, "value": speedup.median, "met": met}],
     }
-    print(f"written: {write_result(options.output, 'variants', result)}")
+    print(f"written: {write_result(options.output, 'variants', result, smoke=options.smoke)}")
     return 0
 
 

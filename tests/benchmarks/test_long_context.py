@@ -31,7 +31,7 @@ def results(folder: Path) -> dict[str, dict]:
 def test_both_models_are_checked_and_measured(script, capsys, tmp_path) -> None:
     assert script.main(["--smoke", "--output", str(tmp_path)]) == 0
     found = results(tmp_path)
-    assert found.keys() == {"long_context_modal", "long_context_attention"}
+    assert found.keys() == {"long_context_modal-smoke", "long_context_attention-smoke"}
     for result in found.values():
         assert {"date", "commit", "cpu", "torch", "threads", "load_average"} <= result["manifest"].keys()
         assert [check["dtype"] for check in result["checks"]] == ["float32", "float64"]
