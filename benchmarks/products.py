@@ -30,7 +30,7 @@ Product = Callable[[], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Rows (tokens), and the width of the model; the layers are those of a block and of an embedding's head."""
+    """Rows (tokens), and the width of the model; the matrices are those of a block."""
 
     rows: int = 8_192
     hidden: int = 256

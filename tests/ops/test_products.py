@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import crocuta.ops.products as module
-from crocuta.ops.kernels.library import library, limited_to, switched_off, why_not
+from crocuta.ops.kernels.library import library, switched_off, why_not
 from crocuta.ops.linear import linear
 from crocuta.ops.mlp import Affine, mlp
 from crocuta.ops.products import accumulate, multiply, onednn_is_faster
@@ -184,11 +184,3 @@ def test_the_maker_is_the_systems():
     if not makers:
         pytest.skip("the system does not say who made the processor")
     assert opened.intel == (makers == {"GenuineIntel"})
-
-
-def test_limited_kernels_leave_products_to_torch(by_onednn):
-    del by_onednn
-    if library() is None:
-        pytest.skip(f"no library to limit: {why_not()}")
-    with limited_to("base"):
-        assert not onednn_is_faster()

@@ -40,9 +40,9 @@ def multiply_by_onednn(a: Tensor, b: Tensor, *, out: Tensor, bias: Tensor | None
     return out
 
 
-def product(a: Float[Tensor, "m k"], b: Float[Tensor, "k n"], bias: Tensor | None = None) -> Float[Tensor, "m n"]:
+def product(a: Float[Tensor, "m k"], b: Float[Tensor, "k n"]) -> Float[Tensor, "m n"]:
     """``multiply`` into a new tensor."""
-    return multiply(a, b, out=a.new_empty(len(a), b.shape[1]), bias=bias)
+    return multiply(a, b, out=a.new_empty(len(a), b.shape[1]))
 
 
 def accumulate(a: Float[Tensor, "m k"], b: Float[Tensor, "k n"], *, out: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
